@@ -1,0 +1,31 @@
+"""embedtune: turn your own text into an embedding model, and prove that it got better.
+
+Names are loaded when they are first used, so importing the package loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "finetune": "embedtune.run",
+    "Finished": "embedtune.run",
+    "MLM": "embedtune.recipes",
+    "Loop": "embedtune.recipes",
+    "UserError": "embedtune.errors",
+    "remove_length_direction": "embedtune.refine.length",
+}
+__all__ = ["MLM", "Finished", "Loop", "UserError", "finetune", "remove_length_direction"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'embedtune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

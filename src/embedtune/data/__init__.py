@@ -1,0 +1,1 @@
+"""TEXT IN: read, check, clean, tokenise, split."""

@@ -1,0 +1,111 @@
+"""Which rows are held out: whole documents (or runs of neighbouring lines), never rows that training also has.
+
+Neighbouring lines of a document give each other away, so the split never falls between them; and a held-out row
+whose text stands in a training row as well is moved to the training side, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from embedtune import keyed
+from embedtune.data.tokens import Tokens
+from embedtune.errors import UserError
+
+RUN = 64  # lines of one document that stay together
+SHINGLE = 5  # tokens
+SAME = 0.8  # share of a row's shingles found in one training row that makes it a near-duplicate
+COMMON = 64  # shingles in more held-out rows than this are boilerplate and prove nothing
+ROWS = 4096  # training rows compared at once
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of the two sides, and how many held-out rows were moved because training has their text."""
+
+    train: np.ndarray
+    dev: np.ndarray
+    moved: int
+
+
+def hold_out(tokens: Tokens, rows: int, seed: int) -> Split:
+    """Hold out about `rows` rows, at most a tenth. Raises UserError where none can be held out."""
+    wanted = min(rows, len(tokens) // 10)
+    if wanted == 0:
+        raise UserError(
+            f"{len(tokens)} row(s) of text: too few to hold any out for scoring",
+            fix="give at least 10 lines, or a file of its own to score on with --dev FILE",
+        )
+    run = max(1, min(RUN, wanted // 8))
+    # Rows lie in reading order, so a group ends where the document or the run of lines changes.
+    edges = (np.diff(tokens.document) != 0) | (np.diff(tokens.line // run) != 0)
+    group = np.concatenate([[0], np.cumsum(edges)])
+    place = np.argsort(keyed.key(seed, np.arange(group.max() + 1)), kind="stable").argsort()
+    sizes = np.bincount(group)
+    before = np.concatenate([[0], np.cumsum(sizes[place.argsort()])])[:-1]
+    held = (before < wanted)[place[group]]
+    found = also_in(tokens, np.flatnonzero(~held), np.flatnonzero(held))
+    held[found] = False
+    if not held.any():
+        raise UserError(
+            "every row that could be held out for scoring also stands in the training text",
+            fix="remove the duplicates, or give a file of its own to score on with --dev FILE",
+        )
+    return Split(np.flatnonzero(~held), np.flatnonzero(held), len(found))
+
+
+def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens | None = None) -> np.ndarray:
+    """The rows of `dev` ((n,) row numbers) whose text, nearly or exactly, stands in one row of `train`.
+
+    Near means: at least 80 % of the row's shingles of five tokens. Exact, no sketching; memory is bounded by the
+    held-out rows and one block of training rows.
+    """
+    hashes, owners = _distinct(*next(_shingles(dev_tokens or tokens, dev, len(dev))))
+    _, inverse, many = np.unique(hashes, return_inverse=True, return_counts=True)
+    rare = (many <= COMMON)[inverse]
+    if not rare.any():
+        return dev
+    hashes, owners = hashes[rare], owners[rare]
+    order = np.argsort(hashes, kind="stable")
+    hashes, owners = hashes[order], owners[order]
+    total = np.bincount(owners, minlength=len(dev))
+    leaked = np.zeros(len(dev), bool)
+    for block, rows in _shingles(tokens, train, ROWS):
+        known = hashes[np.minimum(np.searchsorted(hashes, block), len(hashes) - 1)] == block
+        block, rows = _distinct(block[known], rows[known])
+        first, last = np.searchsorted(hashes, block, "left"), np.searchsorted(hashes, block, "right")
+        count = last - first
+        pairs = np.repeat(rows, count) * len(dev)
+        reach = np.repeat(first, count) + np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        pair, shared = np.unique(pairs + owners[reach], return_counts=True)
+        hit = pair % len(dev)
+        leaked[hit[shared >= SAME * total[hit]]] = True
+    return dev[leaked]
+
+
+def _shingles(tokens: Tokens, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each block of `size` rows: their shingle hashes, and each one's row as its place in the block."""
+    ends = tokens.ends
+    for at in range(0, len(rows), size):
+        block = rows[at : at + size]
+        start = np.where(block > 0, ends[block - 1], 0)
+        length = ends[block] - start
+        owner = np.repeat(np.arange(len(block)), length)
+        offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        ids = np.concatenate([tokens.row(number) for number in block]).astype(np.int64) + 1
+        padded = np.concatenate([ids, np.zeros(SHINGLE, np.int64)])
+        parts = [np.where(offset + ahead < length[owner], padded[ahead : len(ids) + ahead], 0) for ahead in range(SHINGLE)]
+        starts = offset < np.maximum(1, length[owner] - SHINGLE + 1)
+        yield keyed.key(*(part[starts] for part in parts)), owner[starts]
+
+
+def _distinct(hashes: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every (hash, owner) once."""
+    order = np.lexsort((hashes, owners))
+    hashes, owners = hashes[order], owners[order]
+    new = np.ones(len(hashes), bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+    return hashes[new], owners[new]

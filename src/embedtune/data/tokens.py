@@ -1,0 +1,148 @@
+"""Text to token rows on disk: larger than memory on the way in, a memory map on the way out.
+
+Four plain files hold a corpus: all token ids end to end, and for every row (a line, or a chunk of a long one) where
+it ends, which line of which document it is, and how many characters it came from. A row is read by two look-ups,
+so the data order can be any function of the row number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedtune import files
+from embedtune.data.read import Row
+
+PIECE = 50_000  # characters handed to the tokenizer at once; longer lines are split at a blank before
+LINES = 512  # lines tokenised at once
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token rows: `ids` (all tokens), and per row `ends`, `document`, `line` (in its document), `characters`."""
+
+    ids: np.ndarray
+    ends: np.ndarray
+    document: np.ndarray
+    line: np.ndarray
+    characters: np.ndarray
+    affix: int  # special tokens that every row has
+    lines: int
+    chunked: int
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def row(self, number: int) -> np.ndarray:
+        """Token ids of one row, special tokens included, (length,)."""
+        return self.ids[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+    def lengths(self) -> np.ndarray:
+        """Tokens per row, (rows,) int64."""
+        return np.diff(self.ends, prepend=0)
+
+
+def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special token ids that a tokenizer puts before and after one text."""
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    outer = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(outer) - len(inner) + 1):
+        if outer[start : start + len(inner)] == inner:
+            return outer[:start], outer[start + len(inner) :]
+    raise ValueError("the tokenizer changes a text when it adds special tokens")
+
+
+def pieces(text: str, limit: int = PIECE) -> Iterator[str]:
+    """`text` in pieces of at most `limit` characters, split at a blank where there is one."""
+    while len(text) > limit:
+        cut = text.rfind(" ", limit // 2, limit) + 1 or limit
+        yield text[:cut]
+        text = text[cut:]
+    yield text
+
+
+def even_chunks(ids: np.ndarray, most: int) -> list[np.ndarray]:
+    """`ids` in the fewest chunks of at most `most`, as equal as they can be (no stub of one token at the end)."""
+    return np.array_split(ids, -(-len(ids) // most))
+
+
+def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path) -> Tokens:
+    """Tokenise a stream of text rows into `folder`, and map what was written.
+
+    Rows of more than `max_length` tokens (special tokens counted) are chunked; rows without any token of their own
+    (a line of control characters, say) are left out. `tokenizer` is a fast Hugging Face tokenizer; it is not changed.
+    """
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    before, after = affixes(tokenizer)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    room, end, lines, chunked = max_length - len(before) - len(after), 0, 0, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        ids_file, rows_file = (stack.enter_context(files.growing(folder / n)) for n in ("ids.bin", "rows.bin"))
+        document, line = -1, 0
+        for batch in _batches(rows, LINES):
+            found = _encode(backend, [row.values["text"] for row in batch])
+            record = []
+            for row, ids in zip(batch, found, strict=True):
+                document, line = row.document, (line + 1 if row.document == document else 0)
+                chunks = even_chunks(ids, room) if len(ids) else []
+                lines, chunked = lines + bool(chunks), chunked + (len(chunks) > 1)
+                for number, chunk in enumerate(chunks):
+                    whole = np.concatenate([before, chunk, after]).astype(dtype)
+                    ids_file.write(whole.tobytes())
+                    end += len(whole)
+                    record.append((end, document, line, len(row.values["text"]) if number == 0 else 0))
+            rows_file.write(np.array(record, np.int64).reshape(-1, 4).tobytes())
+    files.write_json(folder / "tokens.json", {
+        "dtype": np.dtype(dtype).name, "affix": len(before) + len(after), "lines": lines, "chunked": chunked,
+    })  # fmt: skip
+    return open_tokens(folder)
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """Map the files that `tokenize` wrote."""
+    about = files.read_json(folder / "tokens.json")
+
+    def mapped(name: str, dtype: Any) -> np.ndarray:
+        path = folder / name
+        # A plain view: slicing np.memmap itself costs microseconds a row.
+        return np.asarray(np.memmap(path, dtype, mode="r")) if path.stat().st_size else np.zeros(0, dtype)
+
+    table = mapped("rows.bin", np.int64).reshape(-1, 4)
+    return Tokens(mapped("ids.bin", about["dtype"]), *(table[:, column] for column in range(4)),
+                  about["affix"], about["lines"], about["chunked"])  # fmt: skip
+
+
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row.values["text"])
+        if len(batch) == size or characters > 20 * PIECE:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(backend: Any, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of each text without special tokens; long texts go through the tokenizer in pieces."""
+    owners, parts = [], []
+    for number, text in enumerate(texts):
+        for piece in pieces(text):
+            owners.append(number)
+            parts.append(piece)
+    found: list[list[np.ndarray]] = [[] for _ in texts]
+    for owner, encoding in zip(owners, backend.encode_batch(parts, add_special_tokens=False), strict=True):
+        found[owner].append(np.array(encoding.ids, np.int64))
+    return [np.concatenate(arrays) for arrays in found]

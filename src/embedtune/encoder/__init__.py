@@ -1,0 +1,1 @@
+"""THE MODEL: open and save it, run it without padding, embed with it."""

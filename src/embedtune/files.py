@@ -1,0 +1,205 @@
+"""The only module that writes artefacts: temporary name, fsync, manifest, rename.
+
+A reader never sees a half-written file or directory: everything appears under its final name by one `rename`,
+after its bytes were flushed to the disk, and the parent directory is flushed after the rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from embedtune.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp"
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that at any instant the old bytes or the new ones are there.
+
+    Raises UserError where the disk is full or the place cannot be written; no temporary file stays behind.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    space = ""
+    with suppress(OSError):
+        space = f" ({shutil.disk_usage(path.parent).free:,} bytes free there)"
+    return UserError(
+        f"cannot be written: {error.strerror}{space}",
+        where=str(path),
+        fix="free some space or choose another --out; a run that was going is continued with --resume",
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` to `path`, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file written piece by piece that appears as `path` only when the block ends without an error."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        _fsync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise _cannot_write(path, error) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON (non-finite numbers are refused), atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a numeric array as .npy (never with objects), atomically."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """Write contiguous CPU tensors as safetensors, atomically. Tensors must not share memory."""
+    from safetensors.torch import save
+
+    write_bytes(path, save(dict(tensors), metadata=metadata))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a UserError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot be read as JSON: {error}", where=str(path)) from error
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_directory(path: Path, fill: Callable[[Path], None], about: Mapping[str, Any]) -> None:
+    """Make directory `path` appear complete or not at all.
+
+    `fill(temporary)` writes the files with this module's functions; a manifest with every file's sha256 and size,
+    and `about`, is written last; then one rename. What an earlier, killed attempt left behind is removed first, and
+    so is a directory of that name: only write what can be made again.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        names = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
+        contents = {n: {"sha256": sha256(temporary / n), "bytes": (temporary / n).stat().st_size} for n in names}
+        write_json(temporary / MANIFEST, {"files": contents, **about})
+        _fsync(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _cannot_write(path, error) from error
+    except UserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a directory made by `write_directory`, in words; None where it is intact."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+        for name, entry in files.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}"
+            if sha256(file) != entry["sha256"]:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    return None
+
+
+def move_directory(source: Path, target: Path) -> None:
+    """Rename a finished directory to its final name; an existing `target` is replaced, and removed only after."""
+    old = target.with_name(target.name + ".old")
+    try:
+        for file in source.rglob("*"):
+            _fsync(file)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(source, target)
+        _fsync(target.parent)
+    except OSError as error:
+        raise _cannot_write(target, error) from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line of text to a log; a kill may tear the last line, which readers then leave out."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def need_space(place: Path, needed: int, what: str) -> None:
+    """Refuse, before any work, to write `needed` bytes where fewer are free."""
+    existing = next(p for p in [place, *place.absolute().parents] if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{what} needs about {needed:,} bytes, {free:,} are free", where=str(place), fix="choose another --out"
+        )

@@ -1,0 +1,1 @@
+"""TRAINED: the loop, data order, noise, checkpoints, schedules."""

@@ -1,0 +1,114 @@
+"""Checkpoints: a directory each, valid exactly if its manifest verifies; safetensors and JSON only.
+
+`step-0000500` holds the masters, the moments and the loop's counters; `best-0000400` holds the weights of the best
+scoring so far. The order of durability is: new directory complete on the disk, then old ones are removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from embedtune import files
+from embedtune.errors import UserError
+
+KEEP = 2
+
+
+@dataclass
+class State:
+    """The loop's counters: all that a resumed run needs beside weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    skipped: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    log_tokens: int = 0
+    max_tokens: int = 0
+    events: list[str] = field(default_factory=list)
+
+
+def save(folder: Path, state: State, tensors: dict[str, Tensor]) -> Path:
+    """Write checkpoint `state.step` into `folder`, then remove what is no longer needed."""
+    path = folder / f"step-{state.step:07d}"
+    values = dataclasses.asdict(state)
+    if not math.isfinite(state.loss_sum):
+        raise ValueError("a checkpoint would hold a loss that is not finite")
+
+    def fill(place: Path) -> None:
+        files.write_tensors(place / "state.safetensors", {k: v.contiguous().cpu() for k, v in tensors.items()}, {})
+        files.write_json(place / "state.json", values)
+
+    files.write_directory(path, fill, {"step": state.step})
+    _prune(folder)
+    return path
+
+
+def save_best(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
+    """Write the weights of the best scoring so far; older ones go when no checkpoint names them any more."""
+
+    def fill(place: Path) -> None:
+        files.write_tensors(place / "weights.safetensors", {k: v.contiguous().cpu() for k, v in tensors.items()}, {})
+
+    files.write_directory(folder / f"best-{step:07d}", fill, {"step": step})
+
+
+def _prune(folder: Path) -> None:
+    """Keep the newest checkpoints, and the best weights that one of them names."""
+    steps = sorted(folder.glob("step-???????"))
+    for path in steps[:-KEEP]:
+        shutil.rmtree(path, ignore_errors=True)
+    named = {files.read_json(path / "state.json")["best_step"] for path in steps[-KEEP:] if files.damage(path) is None}
+    newest = max(named - {None}, default=-1)
+    for path in folder.glob("best-???????"):
+        number = int(path.name.removeprefix("best-"))
+        if number not in named and number < newest:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("*" + files.TEMPORARY):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(folder: Path) -> tuple[State, dict[str, Tensor], list[str]] | None:
+    """The newest valid checkpoint as (state, tensors, remarks on broken newer ones); None where there is none.
+
+    Raises UserError where there are checkpoints but all are broken.
+    """
+    from safetensors.torch import load_file
+
+    remarks: list[str] = []
+    for path in sorted(folder.glob("step-???????"), reverse=True):
+        reason = files.damage(path)
+        state: Any = None
+        if reason is None:
+            state = State(**files.read_json(path / "state.json"))
+            if state.best_step is not None:
+                reason = files.damage(folder / f"best-{state.best_step:07d}")
+                reason = reason and f"its best weights are damaged: {reason}"
+        if reason is None:
+            return state, load_file(path / "state.safetensors"), remarks
+        remarks.append(f"checkpoint {path.name} is damaged and was passed over: {reason}")
+    if remarks:
+        raise UserError("no checkpoint is intact", where=str(folder), details=remarks,
+                        fix="start anew with --discard")  # fmt: skip
+    return None
+
+
+def load_best(folder: Path, step: int) -> dict[str, Tensor]:
+    """The best weights; a UserError where they are damaged, never a silent fall back to the last ones."""
+    from safetensors.torch import load_file
+
+    path = folder / f"best-{step:07d}"
+    if reason := files.damage(path):
+        raise UserError(f"the best weights cannot be restored: {reason}", where=str(path), fix="--resume runs it again")
+    return load_file(path / "weights.safetensors")

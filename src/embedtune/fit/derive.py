@@ -1,0 +1,68 @@
+"""What the user need not say: derived once from model, data and machine, written into recipe.toml, then reused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from embedtune.fit.engine import total_steps
+from embedtune.recipes import Loop
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies bf16 matrices in hardware (on a CPU: AVX512-BF16 or AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return False
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be taken on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4 * 2**30
+
+
+def token_budget(model: nn.Module, max_length: int, bf16: bool, free: int) -> int:
+    """Tokens per forward pass that fit into half of `free` bytes; between one full row and 16,384.
+
+    Per token and layer about 16 hidden-size and 4 intermediate-size activations are kept for the backward pass, and
+    two rows of attention probabilities per head. More than 16,384 tokens gained nothing where it was measured.
+    """
+    config = model.config
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", 4 * hidden)
+    per_layer = 16 * hidden + 4 * inner + 2 * config.num_attention_heads * max_length
+    per_token = layers * per_layer * (2 if bf16 else 4)
+    return max(max_length, min(16_384, int(free / 2 / per_token)))
+
+
+def resolve(loop: Loop, model: nn.Module, max_length: int, size: int, head_steps: int) -> Loop:
+    """`loop` with every derived field filled in."""
+    device = next(model.parameters()).device
+    precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")
+    total = total_steps(loop, size, head_steps)
+    tenth = max(1, -(-total // 10))
+    return dataclasses.replace(
+        loop,
+        precision=precision,
+        max_tokens=loop.max_tokens or token_budget(model, max_length, precision == "bf16", free_bytes(device)),
+        eval_steps=loop.eval_steps or tenth,
+        checkpoint_steps=loop.checkpoint_steps or tenth,
+        log_steps=loop.log_steps or max(1, total // 1000),
+    )

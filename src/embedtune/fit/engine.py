@@ -1,0 +1,301 @@
+"""The loop: batch, step, clip, update, log, score, checkpoint, stop. Every objective runs through it.
+
+Nothing random has a state here: which rows a step takes is arithmetic (order.py), noise is keyed (dropout.py), so
+a run that was killed and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from embedtune import files
+from embedtune.errors import Interrupted, UserError
+from embedtune.fit import checkpoint, order
+from embedtune.fit.checkpoint import State
+from embedtune.fit.optimizer import BODY, HEAD, Optimizer
+from embedtune.fit.schedule import factor
+from embedtune.recipes import Loop
+
+HEAD_RATE = 1e-3  # learning rate of a fresh head while it is trained alone
+MOST_SKIPPED = 3  # steps in a row whose gradients were not finite
+PLOT_SECONDS = 60
+
+
+class Step(NamedTuple):
+    """What one step reports: the mean loss of its batch, and its real (not padded) tokens."""
+
+    loss: float
+    tokens: int
+
+
+class Objective(Protocol):
+    """The only seam between the loop and a task."""
+
+    model: torch.nn.Module
+    size: int  # training rows
+    head: list[str]  # parameters that are trained alone for `head_steps` steps
+    head_steps: int
+
+    def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
+        """Leave the gradients of the mean loss of `rows` on the parameters, in micro-batches of `max_tokens`."""
+
+    def save(self, folder: Path) -> None:
+        """Write the standard model folder."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Where the loop speaks: a line of text, and one record per logged step."""
+
+    note: Callable[[str], None] = lambda text: None
+    step: Callable[[dict[str, Any], int], None] = lambda record, total: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    state: State
+    total: int
+    why: str
+
+
+def total_steps(loop: Loop, size: int, head_steps: int) -> int:
+    """Optimizer steps of a run: those of the epochs (capped by max_steps), after those of the head alone."""
+    steps = max(1, math.ceil(loop.epochs * order.steps_per_epoch(size, loop.batch)))
+    return head_steps + (min(steps, loop.max_steps) if loop.max_steps else steps)
+
+
+def train(objective: Objective, loop: Loop, score: Callable[[int], dict[str, float]], home: Path,
+          draw: Callable[[], None], listener: Listener) -> Outcome:  # fmt: skip
+    """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
+
+    `loop` must be resolved (no None but max_steps, minutes, patience). `score(step)` gives the dev measures. Continues
+    from the newest valid checkpoint under `home`. Raises Interrupted after a signal, its checkpoint written.
+    """
+    total = total_steps(loop, objective.size, objective.head_steps)
+    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, loop.precision == "bf16")
+    run = Run(objective, loop, optimizer, score, home, draw, listener, total)
+    found = checkpoint.newest(run.checkpoints)
+    if found is not None:
+        run.continue_from(*found)
+    else:
+        files.write_text(home / "log.jsonl", "")
+    with _signals() as stopped:
+        why = run.go(stopped)
+    if run.state.best_step is not None:
+        optimizer.load_weights(checkpoint.load_best(run.checkpoints, run.state.best_step))
+    optimizer.release()
+    return Outcome(run.state, total, why)
+
+
+class Run:
+    """One training in progress: the state that changes from step to step, and what it is written to."""
+
+    def __init__(self, objective: Objective, loop: Loop, optimizer: Optimizer, score: Callable[[int], dict[str, float]],
+                 home: Path, draw: Callable[[], None], listener: Listener, total: int) -> None:  # fmt: skip
+        self.objective, self.loop, self.optimizer, self.score = objective, loop, optimizer, score
+        self.home, self.draw, self.listener, self.total = home, draw, listener, total
+        self.checkpoints = home / "checkpoints"
+        self.state = State(max_tokens=loop.max_tokens or 0)
+        self.clock = self.drawn = time.monotonic()
+        self.logged_at = 0.0
+
+    def continue_from(self, state: State, tensors: dict[str, torch.Tensor], remarks: list[str]) -> None:
+        """Take over a checkpoint, and cut the log back to it."""
+        for remark in remarks:
+            self.listener.note(remark)
+        self.state = state
+        self.optimizer.load(tensors)
+        kept = [json.dumps(r, allow_nan=False) for r in read_log(self.home) if r["step"] <= state.step]
+        files.write_text(self.home / "log.jsonl", "".join(line + "\n" for line in kept))
+        self.logged_at = state.seconds
+        self.listener.note(f"resumed at step {state.step:,} of {self.total:,}")
+
+    def go(self, stopped: list[int]) -> str:
+        """Step until something says stop; returns what did."""
+        state, loop = self.state, self.loop
+        if state.step == 0:
+            self._evaluate()
+            self._save()
+        while True:
+            if state.step >= self.total:
+                return "all steps done"
+            if loop.patience is not None and state.stale >= loop.patience:
+                return f"{loop.measure} did not get better in {loop.patience} scorings"
+            if loop.minutes is not None and state.seconds >= 60 * loop.minutes:
+                return f"{loop.minutes:g} minutes are over"
+            self._step()
+            last = state.step == self.total
+            if last or state.step % (loop.log_steps or 1) == 0:
+                self._log()
+            if last or state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
+                self._evaluate()
+            if stopped or last or state.step % (loop.checkpoint_steps or 1) == 0:
+                path = self._save()
+                if stopped:
+                    raise Interrupted(f"stopped by signal {stopped[0]}; checkpoint {path}", 128 + stopped[0])
+
+    def _step(self) -> None:
+        state, loop = self.state, self.loop
+        body_step = max(0, state.step - self.objective.head_steps)
+        epoch, rows = order.batch_rows(state.step, loop.batch, self.objective.size, loop.seed)
+        result = self._forward_backward(epoch, rows)
+        norm = self.optimizer.clip(loop.clip)
+        if math.isfinite(result.loss) and math.isfinite(norm):
+            self.optimizer.step(self._rates(body_step))
+            state.skipped = 0
+            state.loss_sum += result.loss
+            state.loss_steps += 1
+        else:
+            self._skip(rows, result.loss, norm)
+        self.optimizer.clear()
+        state.step += 1
+        state.tokens += result.tokens
+        state.log_tokens += result.tokens
+        now = time.monotonic()
+        state.seconds += now - self.clock
+        self.clock = now
+
+    def _rates(self, body_step: int) -> dict[str, float]:
+        if self.state.step < self.objective.head_steps:
+            return {HEAD: HEAD_RATE, BODY: 0.0}
+        total = self.total - self.objective.head_steps
+        rate = self.loop.lr * factor(body_step, total, self.loop.schedule, self.loop.warmup)
+        return {HEAD: rate, BODY: rate}
+
+    def _forward_backward(self, epoch: int, rows: np.ndarray) -> Step:
+        """The objective's step; out of memory halves the token budget and tries again, the batch unchanged."""
+        while True:
+            try:
+                return self.objective.step(self.state.step, epoch, rows, self.state.max_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.state.max_tokens <= 1:
+                    raise
+            self.optimizer.clear()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.state.max_tokens //= 2
+            self._event(f"step {self.state.step}: out of memory, token budget halved to {self.state.max_tokens:,}")
+
+    def _skip(self, rows: np.ndarray, loss: float, norm: float) -> None:
+        state = self.state
+        state.skipped += 1
+        self._event(f"step {state.step}: loss {loss} or gradient norm {norm} is not finite; rows "
+                    f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out")  # fmt: skip
+        if state.skipped >= MOST_SKIPPED:
+            raise UserError(f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
+                            where=f"step {state.step}", fix=f"a smaller --lr (it is {self.loop.lr:g}) or --precision fp32")  # fmt: skip
+
+    def _event(self, text: str) -> None:
+        self.state.events.append(text)
+        self.listener.note(text)
+
+    def _log(self) -> None:
+        state = self.state
+        head = state.step <= self.objective.head_steps
+        # A rate over a clock that stood still (tests with tiny steps) is left at 0 rather than infinite.
+        seconds = state.seconds - self.logged_at
+        record = {
+            "step": state.step,
+            "epoch": round(state.step * self.loop.batch / self.objective.size, 6),
+            "loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
+            "lr": self._rates(max(0, state.step - 1 - self.objective.head_steps))[HEAD if head else BODY],
+            "tokens_per_second": round(state.log_tokens / seconds) if seconds > 0 else 0,
+            "seconds": round(state.seconds, 3),
+        }
+        if head:
+            record["head_only"] = True
+        state.loss_sum, state.loss_steps, state.log_tokens, self.logged_at = 0.0, 0, 0, state.seconds
+        self._write(record)
+
+    def _evaluate(self) -> None:
+        state = self.state
+        measures = {k: v for k, v in self.score(state.step).items() if math.isfinite(v)}
+        self._write({"step": state.step, "seconds": round(state.seconds, 3), **measures})
+        value = measures.get(self.loop.measure)
+        # While a fresh head is trained alone there is nothing yet that could be better or worse.
+        if value is None or state.step < self.objective.head_steps:
+            return
+        if state.best is None or better(self.loop.measure, value, state.best):
+            state.best, state.best_step, state.stale = value, state.step, 0
+            weights = {n: m.detach() for n, m in self.optimizer.masters.items()}
+            checkpoint.save_best(self.checkpoints, state.step, weights)
+        else:
+            state.stale += 1
+        # Scoring is not training: neither --minutes nor the token rate counts it.
+        self.clock = time.monotonic()
+        if self.clock - self.drawn > PLOT_SECONDS:
+            self.draw()
+            self.clock = self.drawn = time.monotonic()
+
+    def _save(self) -> Path:
+        path = checkpoint.save(self.checkpoints, self.state, self.optimizer.state())
+        self.clock = time.monotonic()
+        return path
+
+    def _write(self, record: dict[str, Any]) -> None:
+        files.append_line(self.home / "log.jsonl", json.dumps(record, allow_nan=False))
+        self.listener.step(record, self.total)
+
+
+def better(measure: str, value: float, than: float) -> bool:
+    """Whether a measure got better: losses and perplexities fall, everything else rises."""
+    falls = "loss" in measure or "perplexity" in measure
+    return value < than if falls else value > than
+
+
+def read_log(home: Path) -> list[dict[str, Any]]:
+    """The records of log.jsonl; a line torn by a kill ends it."""
+    records = []
+    path = home / "log.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM adds its number to; a second signal acts as if this were not here."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.getsignal(kind) for kind in kinds}
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        restore()
+
+    for kind in kinds:
+        signal.signal(kind, catch)
+    try:
+        yield caught
+    finally:
+        restore()

@@ -1,0 +1,1 @@
+"""One objective a file: what a step computes and how it is scored."""

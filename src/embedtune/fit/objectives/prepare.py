@@ -1,0 +1,208 @@
+"""From a recipe to an objective: open the model, read and tokenise the text, hold rows out, choose the masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedtune import files
+from embedtune.data import split, vocabulary
+from embedtune.data.read import Counts, read_texts
+from embedtune.data.tokens import Tokens, tokenize
+from embedtune.encoder import load, scratch
+from embedtune.encoder.load import DEFAULT, Loaded
+from embedtune.encoder.vocabulary import add_words
+from embedtune.errors import UserError
+from embedtune.fit import derive
+from embedtune.fit.dropout import KeyedNoise, key_dropout
+from embedtune.fit.engine import total_steps
+from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
+from embedtune.recipes import MLM
+
+HEAD_SHARE, MOST_HEAD_STEPS = 0.1, 300  # of the steps, a fresh head is trained alone this long
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An objective that is ready to train, and all that the story of the run needs."""
+
+    objective: MaskedLanguageModel
+    recipe: MLM  # with its own fields resolved
+    name: str
+    max_length: int
+    profile: dict[str, Any]
+    identity: dict[str, str]
+    remarks: list[str]
+
+
+def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepared:
+    """Everything before the first step; `home` receives the tokenised text (and the base model of --scratch)."""
+    columns = parse_columns(recipe.columns)
+    loaded = _open_model(recipe, columns, home)
+    remarks: list[str] = []
+    words = None
+    if recipe.add_words:
+        words = _grow_vocabulary(recipe, loaded, columns, remarks)
+    max_length = _row_length(recipe, loaded)
+    note(f"reading and tokenising {name_of(recipe.train)}")
+    counts, tokens = _tokens(recipe.train, recipe, columns, loaded, max_length, home / "data" / "train")
+    dev_counts = None
+    if recipe.dev is not None:
+        dev_counts, dev_tokens = _tokens(recipe.dev, recipe, columns, loaded, max_length, home / "data" / "dev")
+        dev = np.arange(len(dev_tokens))[: recipe.dev_rows]
+        train = np.arange(len(tokens))
+        if len(dev_tokens) > len(dev):
+            remarks.append(f"scored on the first {len(dev):,} of {len(dev_tokens):,} dev rows (--dev-rows)")
+        leaked = len(split.also_in(tokens, train, dev, dev_tokens))
+        if leaked:
+            remarks.append(f"{leaked:,} of {len(dev):,} dev rows also stand in the training text: their scores flatter")
+    else:
+        sides = split.hold_out(tokens, recipe.dev_rows, recipe.loop.seed)
+        train, dev, dev_tokens = sides.train, sides.dev, tokens
+        remarks.append(f"held out {len(dev):,} of {len(tokens):,} rows, in whole documents or runs of neighbouring lines; "
+                       f"{sides.moved:,} near-duplicates of training rows went back")  # fmt: skip
+    rate = recipe.mask_rate or (0.30 if loaded.model.config.model_type == "modernbert" else 0.15)
+    head_steps = _head_steps(recipe, loaded, len(train))
+    noise = KeyedNoise(recipe.loop.seed)
+    loaded.model.to(derive.pick_device())
+    key_dropout(loaded.model, noise)
+    fresh = [name for name, _ in loaded.model.named_parameters() if name in set(loaded.fresh)]
+    objective = MaskedLanguageModel(
+        loaded, tokens, train, dev_tokens, dev, rate, recipe.loop.seed, head_steps, noise,
+        Masker.of(loaded.tokenizer, recipe.whole_words), fresh,
+    )  # fmt: skip
+    remarks = [*_remarks(loaded, counts, tokens, head_steps, max_length), *remarks]
+    resolved = dataclasses.replace(recipe, model=recipe.model or (DEFAULT if not recipe.scratch else "bert"),
+                                   max_length=max_length, mask_rate=rate, head_steps=head_steps)  # fmt: skip
+    profile = _profile(recipe, counts, dev_counts, tokens, len(train), len(dev))
+    if words:
+        profile["vocabulary"] = words
+    return Prepared(objective, resolved, _model_name(resolved), max_length, profile,
+                    _identity(loaded, counts, dev_counts), remarks)  # fmt: skip
+
+
+def parse_columns(columns: str | None) -> dict[str, str]:
+    """'text=body,label=stars' as a mapping; a UserError where it is not of that form."""
+    pairs = [part.split("=") for part in columns.split(",")] if columns else []
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UserError(f"{columns!r} is not of the form text=NAME", where="--columns")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+def name_of(data: Any) -> str:
+    """Data in words: its path, or how many rows were given in Python."""
+    return str(data) if isinstance(data, str | Path) else f"{len(data):,} rows given in Python"
+
+
+def _model_name(recipe: MLM) -> str:
+    return f"{recipe.model} from scratch" if recipe.scratch else Path(str(recipe.model)).name
+
+
+def _open_model(recipe: MLM, columns: dict[str, str], home: Path) -> Loaded:
+    seed = recipe.loop.seed
+    if not recipe.scratch:
+        return load.load_mlm(load.find(recipe.model or DEFAULT), seed)
+    base = home / "base"
+    shutil.rmtree(base, ignore_errors=True)
+    texts = (row.values["text"] for row in read_texts(recipe.train, columns=columns, bad_rows=recipe.bad_rows))
+    scratch.make(recipe.model or "bert", texts, recipe.vocab_size, seed, base)
+    return load.load_mlm(base, seed)
+
+
+def _row_length(recipe: MLM, loaded: Loaded) -> int:
+    most = loaded.model.config.max_position_embeddings
+    if recipe.max_length is not None and recipe.max_length > most:
+        raise UserError(f"{recipe.max_length} tokens are more than the {most} positions of the model", where="--max-length")
+    return recipe.max_length or loaded.max_length
+
+
+def _tokens(data: Any, recipe: MLM, columns: dict[str, str], loaded: Loaded, max_length: int,
+            folder: Path) -> tuple[Counts, Tokens]:  # fmt: skip
+    counts = Counts()
+    rows = read_texts(data, columns=columns, bad_rows=recipe.bad_rows, counts=counts)
+    tokens = tokenize(rows, loaded.tokenizer, max_length, folder)
+    if not len(tokens):
+        raise UserError("has no text that the tokenizer turns into tokens", where=name_of(data))
+    return counts, tokens
+
+
+def _head_steps(recipe: MLM, loaded: Loaded, rows: int) -> int:
+    if not loaded.fresh or recipe.scratch:
+        return 0
+    if recipe.head_steps is not None:
+        return recipe.head_steps
+    return min(MOST_HEAD_STEPS, max(1, int(HEAD_SHARE * total_steps(recipe.loop, rows, 0))))
+
+
+def _grow_vocabulary(recipe: MLM, loaded: Loaded, columns: dict[str, str], remarks: list[str]) -> dict[str, Any]:
+    rows = read_texts(recipe.train, columns=columns, bad_rows=recipe.bad_rows)
+    words = vocabulary.count_words(rows, loaded.tokenizer)
+    before = vocabulary.pieces_per_word(words, loaded.tokenizer)
+    added = add_words(loaded, vocabulary.shattered(words, loaded.tokenizer, recipe.add_words))
+    after = vocabulary.pieces_per_word(words, loaded.tokenizer)
+    remarks.append(f"new vocabulary: {added:,} words; pieces per word {before:.4f} before, {after:.4f} after")
+    if words.forgotten:
+        remarks.append(f"{words.forgotten:,} rare words were not counted (memory)")
+    return {"added_words": added, "pieces_per_word_before": before, "pieces_per_word_after": after}
+
+
+def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, max_length: int) -> list[str]:
+    out = list(counts.notes)
+    out += [f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
+            for reason, n in counts.rejected.items()]  # fmt: skip
+    out += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
+    if counts.ignored:
+        out.append(f"{len(counts.ignored):,} files of other kinds ignored")
+    if tokens.lines < counts.used:
+        out.append(f"{counts.used - tokens.lines:,} rows left out: nothing in them that the tokenizer knows")
+    if tokens.chunked:
+        out.append(f"{tokens.chunked:,} rows longer than {max_length} tokens were chunked, none cut")
+    if loaded.fresh and head_steps:
+        out.append(f"the model has no masked-language head: a fresh one, tied to its word embeddings, is trained alone "
+                   f"for the first {head_steps:,} steps")  # fmt: skip
+    if loaded.config_values:
+        out.append("dropout on attention probabilities is off (docs/why.md); hidden dropout is as the model's config says")
+    if loaded.padded:
+        out.append(f"this architecture runs padded, sorted by length: {loaded.padded}")
+    return out
+
+
+def _profile(recipe: MLM, counts: Counts, dev_counts: Counts | None, tokens: Tokens, train: int, dev: int) -> dict[str, Any]:
+    lengths = tokens.lengths()
+    return {
+        "name": Path(name_of(recipe.train)).name,
+        "files": len(counts.files), "bytes": counts.bytes, "sha256": counts.sha256,
+        "lines": counts.rows, "lines_used": counts.used, "left_out": counts.rejected, "mended": counts.replaced,
+        "rows": len(tokens), "train_rows": train, "dev_rows": dev, "chunked_lines": tokens.chunked,
+        "tokens": int(lengths.sum()), "tokens_per_row_median": float(np.median(lengths)),
+        "tokens_per_row_p95": float(np.quantile(lengths, 0.95)),
+        "dev_sha256": dev_counts.sha256 if dev_counts else None,
+    }  # fmt: skip
+
+
+def _identity(loaded: Loaded, counts: Counts, dev_counts: Counts | None) -> dict[str, str]:
+    """What must be the same when a run is resumed."""
+    weights = "+".join(files.sha256(f) for f in sorted(loaded.folder.glob("*.safetensors")))
+    import transformers
+
+    return {
+        "training data": counts.sha256, "dev data": dev_counts.sha256 if dev_counts else "held out",
+        "model weights": weights, "tokenizer": _digest(loaded.tokenizer.backend_tokenizer.to_str()),
+        "torch": torch.__version__, "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()), "machine": platform.machine(),
+        "device": str(derive.pick_device()),
+    }  # fmt: skip
+
+
+def _digest(text: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()

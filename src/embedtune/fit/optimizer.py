@@ -1,0 +1,114 @@
+"""AdamW on float32 masters: the model computes in bf16 or fp32, the optimizer always keeps full precision.
+
+In bf16 the model's own parameters are working copies. As soon as autograd has a gradient ready it is added to the
+master's float32 gradient and freed, so accumulation over micro-batches loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+HEAD, BODY = "head", "body"
+
+
+class Optimizer:
+    """AdamW (arXiv 1711.05101) with groups for head and body, each with and without weight decay."""
+
+    def __init__(self, model: nn.Module, head: Iterable[str], weight_decay: float, bf16: bool) -> None:
+        names = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.masters = {name: nn.Parameter(p.detach().clone()) if bf16 else p for name, p in names.items()}
+        self.working = names
+        self.bf16 = bf16
+        if bf16:
+            for name, parameter in names.items():
+                parameter.data = parameter.data.to(torch.bfloat16)
+                parameter.register_post_accumulate_grad_hook(_collector(self.masters[name]))
+        in_head, groups = set(head), {}
+        for name, master in self.masters.items():
+            # Biases and norms are vectors; everything that decays is a matrix.
+            decay = weight_decay if master.ndim > 1 else 0.0
+            kind = HEAD if name in in_head else BODY
+            groups.setdefault((kind, decay), []).append(master)
+        self.adam = torch.optim.AdamW(
+            [{"params": p, "kind": kind, "weight_decay": decay} for (kind, decay), p in groups.items()],
+            lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True,
+        )  # fmt: skip
+
+    def clip(self, norm: float) -> float:
+        """Scale the gradients down to `norm`; returns their norm before (not finite where any gradient is not)."""
+        with_grad = [m for m in self.masters.values() if m.grad is not None]
+        return float(torch.nn.utils.clip_grad_norm_(with_grad, norm, foreach=True))
+
+    def step(self, rates: dict[str, float]) -> None:
+        """One update at the given learning rate per kind, then the working copies follow their masters."""
+        for group in self.adam.param_groups:
+            group["lr"] = rates[group["kind"]]
+        moved = [name for name, master in self.masters.items() if master.grad is not None]
+        self.adam.step()
+        if self.bf16:
+            with torch.no_grad():
+                torch._foreach_copy_([self.working[n].data for n in moved], [self.masters[n].data for n in moved])
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in (*self.masters.values(), *self.working.values()):
+            parameter.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and moments as named tensors."""
+        tensors = {f"weight.{name}": master.detach() for name, master in self.masters.items()}
+        for name, master in self.masters.items():
+            for key, value in self.adam.state.get(master, {}).items():
+                tensors[f"{key}.{name}"] = value
+        return tensors
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` gave, in place; names that are missing or too many raise KeyError."""
+        left = dict(tensors)
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(left.pop(f"weight.{name}"))
+                moments = {key: left.pop(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                           if f"{key}.{name}" in left}  # fmt: skip
+                if moments:
+                    self.adam.state[master] = {k: v.clone().to(v.device if k == "step" else master.device)
+                                               for k, v in moments.items()}  # fmt: skip
+                else:
+                    self.adam.state.pop(master, None)
+        if left:
+            raise KeyError(f"unknown tensors {sorted(left)[:3]}")
+        self.sync()
+
+    def load_weights(self, tensors: dict[str, Tensor]) -> None:
+        """Put weights back (names as in the model), and leave the moments alone."""
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(tensors[name])
+        self.sync()
+
+    def sync(self) -> None:
+        """Copy the masters into the working parameters."""
+        if self.bf16:
+            with torch.no_grad():
+                for name, parameter in self.working.items():
+                    parameter.copy_(self.masters[name])
+
+    def release(self) -> None:
+        """Give the model its float32 masters, for saving."""
+        for name, parameter in self.working.items():
+            parameter.data = self.masters[name].detach()
+
+
+def _collector(master: nn.Parameter):  # noqa: ANN202 - a hook for autograd
+    def collect(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        if master.grad is None:
+            master.grad = parameter.grad.float()
+        else:
+            master.grad.add_(parameter.grad)
+        parameter.grad = None
+
+    return collect

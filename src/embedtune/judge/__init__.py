@@ -1,0 +1,1 @@
+"""JUDGED: paired comparisons, and the model card."""

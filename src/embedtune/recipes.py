@@ -1,0 +1,218 @@
+"""The recipes: frozen dataclasses that say everything about a run; TOML in and out. Imports no torch.
+
+A field's comment is its help text on the command line. `None` means "derived from the model, the data or the
+machine"; what it was derived to is written into the output's `recipe.toml`, so that file repeats the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from embedtune.errors import UserError, did_you_mean
+
+BadRows = Literal["fail", "skip", "replace"]
+Schedule = Literal["linear", "cosine", "constant", "wsd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long, how fast, how careful: the part that every objective shares."""
+
+    # Seed of the data order, the masks, the dropout and every fresh weight.
+    seed: int = 0
+    # Peak learning rate of AdamW.
+    lr: float = 5e-5
+    # Passes over the training data.
+    epochs: float = 1.0
+    # Stop after this many optimizer steps, if that comes before the epochs end.
+    max_steps: int | None = None
+    # Stop after this many minutes of training (the schedule is not stretched to fit).
+    minutes: float | None = None
+    # Rows per optimizer step.
+    batch: int = 32
+    # Tokens per forward pass; a batch is split to fit (derived from free memory).
+    max_tokens: int | None = None
+    # Arithmetic of the model: bf16 where the hardware has it; weights and optimizer stay fp32.
+    precision: Literal["bf16", "fp32"] | None = None
+    # Shape of the learning rate after the warm-up.
+    schedule: Schedule = "linear"
+    # Warm-up: below 1 a fraction of the steps, else steps.
+    warmup: float = 0.05
+    # AdamW's weight decay (none on biases and norms).
+    weight_decay: float = 0.01
+    # Gradients are scaled down to this norm.
+    clip: float = 1.0
+    # Score the dev rows every so many steps (derived: about ten times a run).
+    eval_steps: int | None = None
+    # Stop after this many scorings without a better one.
+    patience: int | None = None
+    # What "better" means: the dev measure that picks the best checkpoint and stops early.
+    measure: str = "dev_loss"
+    # Write a checkpoint every so many steps (derived: about ten times a run).
+    checkpoint_steps: int | None = None
+    # Log the training loss every so many steps (derived: at most about 1,000 lines).
+    log_steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLM:
+    """Masked language modelling on raw lines: the encoder learns the language of your text."""
+
+    # The text: .txt, .jsonl, .csv, .tsv, .parquet (also .gz, .zst), a folder of them, or a Python list.
+    train: Any = ""
+    # Text to score on; without it, whole documents are held out of the training text.
+    dev: Any = None
+    # Model folder or hub name; with --scratch: bert, modernbert or a config.json (default all-MiniLM-L6-v2 or bert).
+    model: str | None = None
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens per row; longer lines are chunked, never cut (derived from the model).
+    max_length: int | None = None
+    # Share of tokens masked in training (derived: 0.15, ModernBERT 0.30); scoring always masks 0.15.
+    mask_rate: float | None = None
+    # Mask whole words instead of single tokens.
+    whole_words: bool = False
+    # Rows held out for scoring, at most a tenth of the data.
+    dev_rows: int = 2000
+    # New vocabulary: this many words of the text that shatter into pieces become tokens of their own.
+    add_words: int = 0
+    # Steps in which a fresh head is trained alone, the encoder frozen (derived; 0 where the model has a head).
+    head_steps: int | None = None
+    # Start from no weights at all: train a WordPiece tokenizer and a small model.
+    scratch: bool = False
+    # Vocabulary of the tokenizer that --scratch trains.
+    vocab_size: int = 8000
+    # The shared part.
+    loop: Loop = field(default_factory=Loop)
+
+
+RECIPES: dict[str, type] = {"mlm": MLM}
+
+
+def task_of(recipe: Any) -> str:
+    """The task's name of a recipe, the word after `embedtune fit`."""
+    return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; a syntax error is a UserError with its line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"is not valid TOML: {error}", where=str(path)) from error
+
+
+def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
+    """Build a recipe from a TOML table: unknown keys and wrong types are collected and reported together."""
+    problems: list[str] = []
+    recipe = _build(kind, table, "", problems)
+    if problems:
+        raise UserError(f"{len(problems)} problem(s) in the recipe", where=where, details=problems,
+                        fix="embedtune fit mlm --help lists every key")  # fmt: skip
+    return recipe
+
+
+def _build(kind: type, table: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in table.items():
+        if key == "task" and not prefix:
+            continue
+        if key not in hints:
+            problems.append(f"unknown key {prefix + key!r}{did_you_mean(key, list(hints))}")
+        elif dataclasses.is_dataclass(hints[key]):
+            if isinstance(value, Mapping):
+                values[key] = _build(typing.cast(type, hints[key]), value, f"{key}.", problems)
+            else:
+                problems.append(f"{prefix + key!r} must be a table [{key}]")
+        elif not fits(value, hints[key]):
+            problems.append(f"{prefix + key!r} must be {describe(hints[key])}, not {value!r}")
+        else:
+            values[key] = float(value) if hints[key] is float else value
+    return kind(**values)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from TOML suits a field's type (an int suits a float; a bool suits neither)."""
+    if hint is Any:
+        return True
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return any(fits(value, member) for member in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def describe(hint: Any) -> str:
+    """A type in a user's words."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(describe(member) for member in get_args(hint) if member is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
+
+
+def to_toml(recipe: Any) -> str:
+    """The recipe as TOML; `None` is left out (TOML has no null and the default is None in those fields)."""
+    own, loop = [], []
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if isinstance(value, Loop):
+            loop = [f"{f.name} = {_toml(v)}" for f in dataclasses.fields(value)
+                    if (v := getattr(value, f.name)) is not None]  # fmt: skip
+        elif value is not None:
+            own.append(f"{item.name} = {_toml(value)}")
+    return "\n".join([f'task = "{task_of(recipe)}"', *own, "", "[loop]", *loop]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float | int):
+        return repr(value)
+    if isinstance(value, str | Path):
+        # JSON's escapes are TOML's, except that TOML wants DEL escaped too.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(f"<{len(value)} rows given in Python>")
+
+
+def problems(recipe: Any) -> list[str]:
+    """Every value out of its range, in words."""
+    loop, found = recipe.loop, []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            found.append(message)
+
+    need(0 < loop.lr < 1, f"lr must lie between 0 and 1, not {loop.lr}")
+    need(loop.epochs > 0, f"epochs must be positive, not {loop.epochs}")
+    need(loop.batch >= 1, f"batch must be at least 1, not {loop.batch}")
+    need(loop.warmup >= 0, f"warmup must not be negative, not {loop.warmup}")
+    need(loop.clip > 0, f"clip must be positive, not {loop.clip}")
+    need(loop.weight_decay >= 0, f"weight_decay must not be negative, not {loop.weight_decay}")
+    for name in ("max_steps", "max_tokens", "eval_steps", "patience", "checkpoint_steps", "log_steps"):
+        value = getattr(loop, name)
+        need(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+    need(loop.minutes is None or loop.minutes > 0, f"minutes must be positive, not {loop.minutes}")
+    if isinstance(recipe, MLM):
+        need(recipe.mask_rate is None or 0 < recipe.mask_rate < 1, f"mask_rate must lie between 0 and 1, not {recipe.mask_rate}")
+        need(recipe.max_length is None or recipe.max_length >= 4, f"max_length must be at least 4, not {recipe.max_length}")
+        need(recipe.dev_rows >= 1, f"dev_rows must be at least 1, not {recipe.dev_rows}")
+        need(recipe.add_words >= 0, f"add_words must not be negative, not {recipe.add_words}")
+        need(recipe.vocab_size >= 200, f"vocab_size must be at least 200, not {recipe.vocab_size}")
+        need(not (recipe.scratch and recipe.add_words), "add_words makes no sense with scratch: its vocabulary is made from the text")
+    return found

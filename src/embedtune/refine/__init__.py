@@ -1,0 +1,1 @@
+"""REFINED: statistics of embeddings, and what is done with them."""

@@ -1,0 +1,224 @@
+"""The story of a run: read, split, tune, judge, write. `finetune` is what the command line and Python call."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embedtune import files, recipes
+from embedtune.errors import UserError, did_you_mean
+from embedtune.judge import card, compare
+from embedtune.recipes import MLM
+
+CHECKPOINTS, DATA, BASE = "checkpoints", "data", "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run left: the folder, and the dev measures of the base, of the fresh head alone (or None), and tuned."""
+
+    folder: Path
+    scores: dict[str, Any]
+
+
+def running(out: Path) -> Path:
+    """Where a run lives until it is complete."""
+    return out.with_name(out.name + ".running")
+
+
+def finetune(recipe: Any, out: str | Path = "finetuned-bert", *, resume: bool = False, discard: bool = False,
+             force: bool = False, listener: Any = None) -> Finished:  # fmt: skip
+    """Fine-tune as `recipe` says and leave a standard model folder at `out`.
+
+    Everything lives in `out.running` until it is complete, then appears as `out` by one rename. `resume` continues a
+    run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`. Raises UserError
+    for a user's mistake (nothing is written then), Interrupted after SIGINT or SIGTERM with its checkpoint written.
+    """
+    from embedtune.fit.engine import Listener
+
+    listener = listener or Listener()
+    out = Path(out)
+    if not out.name:
+        raise UserError("is no name for an output folder", where=repr(str(out)), fix="--out finetuned-bert")
+    _check_recipe(recipe)
+    home = running(out)
+    _check_places(out, home, resume, discard, force)
+    if _complete(home):
+        listener.note("the run was complete; only its last rename was missing")
+        return _publish(home, out)
+    existed = home.exists()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
+    try:
+        return _tune_mlm(recipe, home, out, resume, listener)
+    except UserError:
+        # A mistake found before anything was learned leaves nothing behind.
+        if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+
+
+def _check_recipe(recipe: Any) -> None:
+    found = recipes.problems(recipe)
+    if isinstance(recipe.train, str | Path) and not str(recipe.train):
+        found.insert(0, "no training data is named")
+    if found:
+        raise UserError(f"{len(found)} problem(s) in the recipe", details=found, fix="mend the values named above")
+
+
+def _check_places(out: Path, home: Path, resume: bool, discard: bool, force: bool) -> None:
+    if resume and discard:
+        raise UserError("--resume and --discard exclude each other", fix="say one of them")
+    if resume and not home.is_dir():
+        state = f"{out} is finished" if out.exists() else "no run was started there"
+        raise UserError(f"there is nothing to resume: {state}", where=str(home), fix="name the --out of the stopped run")
+    if home.exists() and not (resume or discard):
+        raise UserError("a run was started here and not finished", where=str(home),
+                        fix="--resume continues it, --discard removes it")  # fmt: skip
+    if out.exists() and not force and not resume:
+        raise UserError("exists already", where=str(out), fix="another --out, or --force to replace it when the run is done")
+    if discard:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _complete(home: Path) -> bool:
+    return (home / "run.json").is_file() and bool(files.read_json(home / "run.json").get("finished"))
+
+
+def _publish(home: Path, out: Path) -> Finished:
+    """Drop what only the run needed, and give the folder its final name."""
+    for name in (CHECKPOINTS, DATA, BASE, "start.json"):
+        path = home / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    files.move_directory(home, out)
+    return Finished(out, files.read_json(out / "scores.json"))
+
+
+def _tune_mlm(recipe: MLM, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
+    from embedtune import plots
+    from embedtune.fit.derive import resolve
+    from embedtune.fit.engine import read_log, train
+    from embedtune.fit.objectives.prepare import prepare_mlm
+
+    prepared = prepare_mlm(recipe, home, listener.note)
+    objective = prepared.objective
+    start = {"recipe": recipes.to_toml(recipe), **prepared.identity}
+    loop = _agree(home, start, resume)
+    if loop is None:
+        loop = resolve(recipe.loop, objective.model, prepared.max_length, objective.size, objective.head_steps)
+        _check_measure(loop.measure, objective.measures)
+        weights = sum(p.numel() for p in objective.model.parameters()) * 4
+        files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
+        files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
+    final = dataclasses.replace(prepared.recipe, loop=loop)
+    files.write_text(home / "recipe.toml", recipes.to_toml(final))
+    for line in prepared.remarks:
+        listener.note(line)
+    title = f"{prepared.name} on {prepared.profile['name']}"
+
+    def score(step: int) -> dict[str, float]:
+        measures = objective.score()
+        # Per-row losses stay on disk until the end, for the paired interval; a resumed run needs them too.
+        files.write_array(home / DATA / f"rows-{step}.npy", objective.row_losses)
+        return measures
+
+    def draw() -> None:
+        plots.loss_curve(read_log(home), home / "loss", f"{title}: masked language modelling")
+
+    outcome = train(objective, loop, score, home, draw, listener)
+    draw()
+    listener.note(f"training ended: {outcome.why}")
+    scores = _scores(home, prepared, outcome.state.best_step)
+    objective.save(home)
+    files.write_json(home / "scores.json", scores)
+    facts = [*prepared.remarks, f"training ended after step {outcome.state.step:,}: {outcome.why}", *outcome.state.events]
+    files.write_text(home / "README.md", card.markdown(title, scores, prepared.profile, recipes.to_toml(final), facts,
+                                                       str(final.model)))  # fmt: skip
+    files.write_json(home / "run.json", _account(prepared, outcome, facts))
+    return _publish(home, out)
+
+
+def _scores(home: Path, prepared: Any, best_step: int) -> dict[str, Any]:
+    """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
+    import numpy as np
+
+    from embedtune.fit.engine import read_log
+
+    objective = prepared.objective
+    measured = {r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in read_log(home) if "dev_loss" in r}
+    start = objective.head_steps
+    scores: dict[str, Any] = {"baseline": measured[0], "head_alone": measured[start] if start else None,
+                              "tuned": measured[best_step], "best_step": best_step, "difference": None}  # fmt: skip
+    if best_step != start:
+        a, b = (np.load(home / DATA / f"rows-{step}.npy", allow_pickle=False) for step in (start, best_step))
+        scores["difference"] = dataclasses.asdict(compare.ratio_difference(a, b, objective.dev_groups()))
+    scores["verdict"] = card.verdict(scores)
+    return scores
+
+
+def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
+    """run.json: enough to say later what ran where on what."""
+    import torch
+
+    import embedtune
+
+    state = outcome.state
+    return {
+        "finished": True, "embedtune": embedtune.__version__, "python": platform.python_version(),
+        **prepared.identity, "cpu": _cpu(), "cores": os.cpu_count(), "torch_build": torch.__version__,
+        "steps": state.step, "of": outcome.total, "tokens": state.tokens, "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds) if state.seconds else None,
+        "ended": outcome.why, "remarks": facts, "data": prepared.profile,
+    }  # fmt: skip
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()
+
+
+def _check_measure(measure: str, known: list[str]) -> None:
+    if measure not in known:
+        raise UserError(f"there is no dev measure {measure!r}{did_you_mean(measure, known)}; there are {', '.join(known)}",
+                        where="--measure")  # fmt: skip
+
+
+def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop | None:
+    """The resolved loop of the run that is resumed; a UserError that lists what differs from how it was started."""
+    path = home / "start.json"
+    if not resume or not path.is_file():
+        return None
+    before = files.read_json(path)
+    differs = []
+    for key, value in start.items():
+        if before.get(key) == value:
+            continue
+        if key == "recipe":
+            old, new = str(before.get(key, "")).splitlines(), str(value).splitlines()
+            differs += [f"recipe: {line} (was {_was(line, old)})" for line in new if line not in old]
+            differs += [f"recipe: {line} is gone" for line in old if line.split(" =")[0] not in {x.split(" =")[0] for x in new}]
+        else:
+            differs.append(f"{key}: {value} (was {before.get(key)})")
+    if differs:
+        raise UserError(f"the run in {home} cannot be resumed: {len(differs)} thing(s) changed since it was started",
+                        details=differs[:10], fix="put them back, or start anew with --discard")  # fmt: skip
+    return recipes.Loop(**before["loop"])
+
+
+def _was(line: str, old: list[str]) -> str:
+    name = line.split(" =")[0]
+    return next((o.partition(" = ")[2] for o in old if o.split(" =")[0] == name), "not set")
