@@ -20,7 +20,10 @@ def save_figure(figure: Any, stem: Path) -> None:
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "embedtune", "svg.fonttype": "path"}):
-        for suffix, options in ((".png", {"dpi": 150, "metadata": {"Software": None}}), (".svg", {"metadata": {"Date": None}})):
+        for suffix, options in (
+            (".png", {"dpi": 150, "metadata": {"Software": None}}),
+            (".svg", {"metadata": {"Date": None}}),
+        ):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], **options)
             files.write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())
@@ -72,13 +75,26 @@ def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> Non
         places = sorted({0, best})
         for place in places:
             word = "baseline" if place == 0 else "best"
-            top.annotate(f"{word} {y[place]:.3f}", (x[place], y[place]), textcoords="offset points",
-                         xytext=(8, 8), fontsize=9, color=ACCENT)  # fmt: skip
+            top.annotate(
+                f"{word} {y[place]:.3f}",
+                (x[place], y[place]),
+                textcoords="offset points",
+                xytext=(8, 8),
+                fontsize=9,
+                color=ACCENT,
+            )
     if alone:
         for axis in (top, bottom):
             axis.axvspan(0, max(alone), color="#f2e6d8", zorder=0, linewidth=0)
-        top.annotate("fresh head alone", (max(alone), 1), xycoords=("data", "axes fraction"), fontsize=8,
-                     xytext=(4, -10), textcoords="offset points", color="#8a6d3b")  # fmt: skip
+        top.annotate(
+            "fresh head alone",
+            (max(alone), 1),
+            xycoords=("data", "axes fraction"),
+            fontsize=8,
+            xytext=(4, -10),
+            textcoords="offset points",
+            color="#8a6d3b",
+        )
     top.set_ylabel("loss per masked token (nats)")
     top.set_title(title, loc="left", fontsize=11)
     if learned or scored:
@@ -106,9 +122,7 @@ def length_plot(
     right = 1.03 * float(true.max())
     bottom, top = min(0.0, float(low)), max(1.15 * float(high), 0.6 * right)
     outside = int(((predicted < bottom) | (predicted > top)).sum())
-    cells = axis.hexbin(
-        true, predicted, gridsize=(48, 28), extent=(0, right, bottom, top), cmap="Blues", mincnt=1
-    )
+    cells = axis.hexbin(true, predicted, gridsize=(48, 28), extent=(0, right, bottom, top), cmap="Blues", mincnt=1)
     cells.set(linewidth=0, norm=LogNorm(vmin=0.4))  # below one, so that a single text can be seen
     bar = figure.colorbar(cells, ax=axis, label="texts per cell (log scale)", pad=0.02)
     bar.ax.set_ylim(bottom=0.9)

@@ -14,10 +14,17 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from embedtune.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Data = str | Path | Sequence[str | Mapping[str, Any]]
+else:
+    # On the command line and in TOML data is always a path; in Python, lists of texts or dicts as well.
+    Data = str
 BadRows = Literal["fail", "skip", "replace"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 
@@ -66,10 +73,10 @@ class Loop:
 class MLM:
     """Masked language modelling on raw lines: the encoder learns the language of your text."""
 
-    # The text: .txt, .jsonl, .csv, .tsv, .parquet (also .gz, .zst), a folder of them, or a Python list.
-    train: Any = ""
+    # The text: .txt, .jsonl, .csv, .tsv, .parquet (also .gz, .zst), a folder of them; in Python also a list.
+    train: Data = ""
     # Text to score on; without it, whole documents are held out of the training text.
-    dev: Any = None
+    dev: Data | None = None
     # Model folder or hub name; with --scratch: bert, modernbert or a config.json (default all-MiniLM-L6-v2 or bert).
     model: str | None = None
     # Which column is the text: text=NAME.
@@ -119,8 +126,12 @@ def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
     problems: list[str] = []
     recipe = _build(kind, table, "", problems)
     if problems:
-        raise UserError(f"{len(problems)} problem(s) in the recipe", where=where, details=problems,
-                        fix="embedtune fit mlm --help lists every key")  # fmt: skip
+        raise UserError(
+            f"{len(problems)} problem(s) in the recipe",
+            where=where,
+            details=problems,
+            fix="embedtune fit mlm --help lists every key",
+        )
     return recipe
 
 
@@ -172,8 +183,9 @@ def to_toml(recipe: Any) -> str:
     for item in dataclasses.fields(recipe):
         value = getattr(recipe, item.name)
         if isinstance(value, Loop):
-            loop = [f"{f.name} = {_toml(v)}" for f in dataclasses.fields(value)
-                    if (v := getattr(value, f.name)) is not None]  # fmt: skip
+            loop = [
+                f"{f.name} = {_toml(v)}" for f in dataclasses.fields(value) if (v := getattr(value, f.name)) is not None
+            ]
         elif value is not None:
             own.append(f"{item.name} = {_toml(value)}")
     return "\n".join([f'task = "{task_of(recipe)}"', *own, "", "[loop]", *loop]) + "\n"
@@ -209,10 +221,19 @@ def problems(recipe: Any) -> list[str]:
         need(value is None or value >= 1, f"{name} must be at least 1, not {value}")
     need(loop.minutes is None or loop.minutes > 0, f"minutes must be positive, not {loop.minutes}")
     if isinstance(recipe, MLM):
-        need(recipe.mask_rate is None or 0 < recipe.mask_rate < 1, f"mask_rate must lie between 0 and 1, not {recipe.mask_rate}")
-        need(recipe.max_length is None or recipe.max_length >= 4, f"max_length must be at least 4, not {recipe.max_length}")
+        need(
+            recipe.mask_rate is None or 0 < recipe.mask_rate < 1,
+            f"mask_rate must lie between 0 and 1, not {recipe.mask_rate}",
+        )
+        need(
+            recipe.max_length is None or recipe.max_length >= 4,
+            f"max_length must be at least 4, not {recipe.max_length}",
+        )
         need(recipe.dev_rows >= 1, f"dev_rows must be at least 1, not {recipe.dev_rows}")
         need(recipe.add_words >= 0, f"add_words must not be negative, not {recipe.add_words}")
         need(recipe.vocab_size >= 200, f"vocab_size must be at least 200, not {recipe.vocab_size}")
-        need(not (recipe.scratch and recipe.add_words), "add_words makes no sense with scratch: its vocabulary is made from the text")
+        need(
+            not (recipe.scratch and recipe.add_words),
+            "add_words makes no sense with scratch: its vocabulary is made from the text",
+        )
     return found

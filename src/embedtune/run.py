@@ -31,8 +31,15 @@ def running(out: Path) -> Path:
     return out.with_name(out.name + ".running")
 
 
-def finetune(recipe: Any, out: str | Path = "finetuned-bert", *, resume: bool = False, discard: bool = False,
-             force: bool = False, listener: Any = None) -> Finished:  # fmt: skip
+def finetune(
+    recipe: Any,
+    out: str | Path = "finetuned-bert",
+    *,
+    resume: bool = False,
+    discard: bool = False,
+    force: bool = False,
+    listener: Any = None,
+) -> Finished:
     """Fine-tune as `recipe` says and leave a standard model folder at `out`.
 
     Everything lives in `out.running` until it is complete, then appears as `out` by one rename. `resume` continues a
@@ -78,12 +85,19 @@ def _check_places(out: Path, home: Path, resume: bool, discard: bool, force: boo
         raise UserError("--resume and --discard exclude each other", fix="say one of them")
     if resume and not home.is_dir():
         state = f"{out} is finished" if out.exists() else "no run was started there"
-        raise UserError(f"there is nothing to resume: {state}", where=str(home), fix="name the --out of the stopped run")
+        raise UserError(
+            f"there is nothing to resume: {state}", where=str(home), fix="name the --out of the stopped run"
+        )
     if home.exists() and not (resume or discard):
-        raise UserError("a run was started here and not finished", where=str(home),
-                        fix="--resume continues it, --discard removes it")  # fmt: skip
+        raise UserError(
+            "a run was started here and not finished",
+            where=str(home),
+            fix="--resume continues it, --discard removes it",
+        )
     if out.exists() and not force and not resume:
-        raise UserError("exists already", where=str(out), fix="another --out, or --force to replace it when the run is done")
+        raise UserError(
+            "exists already", where=str(out), fix="another --out, or --force to replace it when the run is done"
+        )
     if discard:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -141,9 +155,15 @@ def _tune_mlm(recipe: MLM, home: Path, out: Path, resume: bool, listener: Any) -
     scores = _scores(home, prepared, outcome.state.best_step)
     objective.save(home)
     files.write_json(home / "scores.json", scores)
-    facts = [*prepared.remarks, f"training ended after step {outcome.state.step:,}: {outcome.why}", *outcome.state.events]
-    files.write_text(home / "README.md", card.markdown(title, scores, prepared.profile, recipes.to_toml(final), facts,
-                                                       str(final.model)))  # fmt: skip
+    facts = [
+        *prepared.remarks,
+        f"training ended after step {outcome.state.step:,}: {outcome.why}",
+        *outcome.state.events,
+    ]
+    files.write_text(
+        home / "README.md",
+        card.markdown(title, scores, prepared.profile, recipes.to_toml(final), facts, str(final.model)),
+    )
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
     return _publish(home, out)
 
@@ -155,10 +175,17 @@ def _scores(home: Path, prepared: Any, best_step: int) -> dict[str, Any]:
     from embedtune.fit.engine import read_log
 
     objective = prepared.objective
-    measured = {r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in read_log(home) if "dev_loss" in r}
+    measured = {
+        r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in read_log(home) if "dev_loss" in r
+    }
     start = objective.head_steps
-    scores: dict[str, Any] = {"baseline": measured[0], "head_alone": measured[start] if start else None,
-                              "tuned": measured[best_step], "best_step": best_step, "difference": None}  # fmt: skip
+    scores: dict[str, Any] = {
+        "baseline": measured[0],
+        "head_alone": measured[start] if start else None,
+        "tuned": measured[best_step],
+        "best_step": best_step,
+        "difference": None,
+    }
     if best_step != start:
         a, b = (np.load(home / DATA / f"rows-{step}.npy", allow_pickle=False) for step in (start, best_step))
         scores["difference"] = dataclasses.asdict(compare.ratio_difference(a, b, objective.dev_groups()))
@@ -174,12 +201,22 @@ def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
 
     state = outcome.state
     return {
-        "finished": True, "embedtune": embedtune.__version__, "python": platform.python_version(),
-        **prepared.identity, "cpu": _cpu(), "cores": os.cpu_count(), "torch_build": torch.__version__,
-        "steps": state.step, "of": outcome.total, "tokens": state.tokens, "seconds": round(state.seconds, 3),
+        "finished": True,
+        "embedtune": embedtune.__version__,
+        "python": platform.python_version(),
+        **prepared.identity,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "torch_build": torch.__version__,
+        "steps": state.step,
+        "of": outcome.total,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
         "tokens_per_second": round(state.tokens / state.seconds) if state.seconds else None,
-        "ended": outcome.why, "remarks": facts, "data": prepared.profile,
-    }  # fmt: skip
+        "ended": outcome.why,
+        "remarks": facts,
+        "data": prepared.profile,
+    }
 
 
 def _cpu() -> str:
@@ -193,8 +230,10 @@ def _cpu() -> str:
 
 def _check_measure(measure: str, known: list[str]) -> None:
     if measure not in known:
-        raise UserError(f"there is no dev measure {measure!r}{did_you_mean(measure, known)}; there are {', '.join(known)}",
-                        where="--measure")  # fmt: skip
+        raise UserError(
+            f"there is no dev measure {measure!r}{did_you_mean(measure, known)}; there are {', '.join(known)}",
+            where="--measure",
+        )
 
 
 def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop | None:
@@ -210,12 +249,17 @@ def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop |
         if key == "recipe":
             old, new = str(before.get(key, "")).splitlines(), str(value).splitlines()
             differs += [f"recipe: {line} (was {_was(line, old)})" for line in new if line not in old]
-            differs += [f"recipe: {line} is gone" for line in old if line.split(" =")[0] not in {x.split(" =")[0] for x in new}]
+            differs += [
+                f"recipe: {line} is gone" for line in old if line.split(" =")[0] not in {x.split(" =")[0] for x in new}
+            ]
         else:
             differs.append(f"{key}: {value} (was {before.get(key)})")
     if differs:
-        raise UserError(f"the run in {home} cannot be resumed: {len(differs)} thing(s) changed since it was started",
-                        details=differs[:10], fix="put them back, or start anew with --discard")  # fmt: skip
+        raise UserError(
+            f"the run in {home} cannot be resumed: {len(differs)} thing(s) changed since it was started",
+            details=differs[:10],
+            fix="put them back, or start anew with --discard",
+        )
     return recipes.Loop(**before["loop"])
 
 

@@ -63,9 +63,7 @@ def test_float32_with_a_mean_is_centred_in_float64():
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 300), st.randoms(use_true_random=False), st.sampled_from([0.0, 1e4]), st.booleans()
-)
+@given(st.integers(1, 300), st.randoms(use_true_random=False), st.sampled_from([0.0, 1e4]), st.booleans())
 def test_neither_chunks_nor_their_order_matter(size, random, offset, weighted):
     x, z = rows(offset=offset)
     w = np.random.default_rng(1).lognormal(size=len(x)) if weighted else np.ones(len(x))

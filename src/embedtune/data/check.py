@@ -87,7 +87,7 @@ class Diagnosis:
         lines.append(f"documents   {self.documents:,}, {self.characters:,} characters")
         if self.lengths:
             n = self.lengths
-            lines.append(f"{n.unit:<11} mean {n.mean:,.1f}, median {n.median:,}, p95 {n.p95:,}, max {n.max:,}")
+            lines += [f"{n.unit:<11} mean {n.mean:,.1f}, median {n.median:,}, p95 {n.p95:,}, max {n.max:,}"]
             if n.limit:
                 long = f"{n.longer:,} rows ({n.longer / self.used:.1%}) are longer than {n.limit:,}"
                 lines.append(f"            {long}" + (f", would be {n.pieces:,} chunks" if n.longer else ""))
@@ -125,8 +125,8 @@ def check(
 ) -> Diagnosis:
     """Examine texts without stopping at bad ones; `tokenizer` is a Hugging Face fast tokenizer.
 
-    max_length: in tokens, special ones included (words without a tokenizer). Raises UserError only where there
-    is nothing to examine: no such file, no known ending, no fast tokenizer.
+    max_length: in tokens, special ones included (words without a tokenizer). Raises UserError only where
+    there is nothing to examine: no such file, no known ending, no fast tokenizer.
     """
     measure = _Measure(tokenizer)
     counts, tally = Counts(), _Tally()
@@ -174,7 +174,7 @@ class _Measure:
             return
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "encode_batch"):
-            raise UserError("has no fast tokenizer", where="the model", fix="give a model with a tokenizer.json")
+            raise UserError("has no fast tokenizer", where="model", fix="give one with a tokenizer.json")
         self.unit, self.special = "tokens", tokenizer.num_special_tokens_to_add()
         self.unknown = tokenizer.unk_token_id
         self.backend = type(backend).from_str(backend.to_str())  # a copy: the user's keeps its settings

@@ -22,7 +22,7 @@ class Duplicates:
     """A running count of texts that equal an earlier one: exact up to HASHES distinct texts, then estimated.
 
     Kept are the texts whose hash is below `limit`; it is halved when there are too many, and the count
-    among the kept is scaled by 2^64 / limit. All copies of a text share its fate, so the estimate has no bias.
+    among the kept is scaled by 2^64 / limit. Copies share their fate: the estimate has no bias.
     """
 
     limit: int = 1 << 64

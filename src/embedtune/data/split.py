@@ -97,7 +97,9 @@ def _shingles(tokens: Tokens, rows: np.ndarray, size: int) -> Iterator[tuple[np.
         offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         ids = np.concatenate([tokens.row(number) for number in block]).astype(np.int64) + 1
         padded = np.concatenate([ids, np.zeros(SHINGLE, np.int64)])
-        parts = [np.where(offset + ahead < length[owner], padded[ahead : len(ids) + ahead], 0) for ahead in range(SHINGLE)]
+        parts = [
+            np.where(offset + ahead < length[owner], padded[ahead : len(ids) + ahead], 0) for ahead in range(SHINGLE)
+        ]
         starts = offset < np.maximum(1, length[owner] - SHINGLE + 1)
         yield keyed.key(*(part[starts] for part in parts)), owner[starts]
 

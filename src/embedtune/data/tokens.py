@@ -102,9 +102,15 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path)
                     end += len(whole)
                     record.append((end, document, line, len(row.values["text"]) if number == 0 else 0))
             rows_file.write(np.array(record, np.int64).reshape(-1, 4).tobytes())
-    files.write_json(folder / "tokens.json", {
-        "dtype": np.dtype(dtype).name, "affix": len(before) + len(after), "lines": lines, "chunked": chunked,
-    })  # fmt: skip
+    files.write_json(
+        folder / "tokens.json",
+        {
+            "dtype": np.dtype(dtype).name,
+            "affix": len(before) + len(after),
+            "lines": lines,
+            "chunked": chunked,
+        },
+    )
     return open_tokens(folder)
 
 
@@ -118,8 +124,13 @@ def open_tokens(folder: Path) -> Tokens:
         return np.asarray(np.memmap(path, dtype, mode="r")) if path.stat().st_size else np.zeros(0, dtype)
 
     table = mapped("rows.bin", np.int64).reshape(-1, 4)
-    return Tokens(mapped("ids.bin", about["dtype"]), *(table[:, column] for column in range(4)),
-                  about["affix"], about["lines"], about["chunked"])  # fmt: skip
+    return Tokens(
+        mapped("ids.bin", about["dtype"]),
+        *(table[:, column] for column in range(4)),
+        about["affix"],
+        about["lines"],
+        about["chunked"],
+    )
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

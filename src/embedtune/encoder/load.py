@@ -109,8 +109,11 @@ def _snapshot(name: str) -> Path:
 def check_folder(folder: Path) -> dict[str, Any]:
     """The config of a model folder that is safe and whole enough to open; else a UserError that says why not."""
     if not (folder / "config.json").is_file():
-        raise UserError("has no config.json, so it is not a model folder", where=str(folder),
-                        fix="name a folder saved by transformers or sentence-transformers")  # fmt: skip
+        raise UserError(
+            "has no config.json, so it is not a model folder",
+            where=str(folder),
+            fix="name a folder saved by transformers or sentence-transformers",
+        )
     config = files.read_json(folder / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
         raise UserError("names no model_type", where=str(folder / "config.json"))
@@ -148,8 +151,11 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds; all mean the same to the user
-        raise UserError(f"its tokenizer cannot be opened ({type(error).__name__}: {_first_line(error)})",
-                        where=str(folder), fix="copy tokenizer.json and tokenizer_config.json again") from error  # fmt: skip
+        raise UserError(
+            f"its tokenizer cannot be opened ({type(error).__name__}: {_first_line(error)})",
+            where=str(folder),
+            fix="copy tokenizer.json and tokenizer_config.json again",
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UserError("has no fast tokenizer (tokenizer.json)", where=str(folder))
     return tokenizer
@@ -175,13 +181,27 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     torch.manual_seed(seed)
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            output_loading_info=True, attn_implementation=_attention_for(config),
-        )  # fmt: skip
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            attn_implementation=_attention_for(config),
+        )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise UserError(f"cannot be opened as a masked language model: {_first_line(error)}", where=str(folder)) from error
+        raise UserError(
+            f"cannot be opened as a masked language model: {_first_line(error)}", where=str(folder)
+        ) from error
     missing = sorted(info["missing_keys"])
-    loaded = Loaded(model, tokenizer, folder, _max_length(folder, tokenizer, model), missing, config_values=changed)
+    loaded = Loaded(
+        model,
+        tokenizer,
+        folder,
+        min(stated_length(folder, tokenizer), config.max_position_embeddings - varlen.position_offset(model)),
+        missing,
+        config_values=changed,
+    )
     _check_loaded(loaded, info)
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
     loaded.padded = varlen.why_padded(model)
@@ -212,8 +232,12 @@ def _check_loaded(loaded: Loaded, info: dict[str, Any]) -> None:
     lost = [name for name in loaded.fresh if name.startswith(prefix)]
     if lost or info.get("mismatched_keys"):
         names = lost or [str(key) for key in info["mismatched_keys"]]
-        raise UserError(f"its weights do not fit its config: {len(names)} missing or of another shape",
-                        where=where, details=names[:3], fix="download or copy the folder again")  # fmt: skip
+        raise UserError(
+            f"its weights do not fit its config: {len(names)} missing or of another shape",
+            where=where,
+            details=names[:3],
+            fix="download or copy the folder again",
+        )
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"weight {name} has NaN or infinite values", where=where)
@@ -244,15 +268,15 @@ def _carry(model: nn.Module, folder: Path, unexpected: set[str]) -> dict[str, Te
     return {prefix + name: tensor for name, tensor in found.items()}
 
 
-def _max_length(folder: Path, tokenizer: Any, model: Any) -> int:
-    """Tokens the model takes: its sentence-transformers setting, its tokenizer's, or its positions'."""
-    limits = [model.config.max_position_embeddings - varlen.position_offset(model)]
+def stated_length(folder: Path, tokenizer: Any) -> int:
+    """Tokens a model says it takes: its sentence-transformers setting or its tokenizer's; 512 where neither speaks."""
+    limits = []
     if 0 < tokenizer.model_max_length < 10**6:
         limits.append(tokenizer.model_max_length)
     settings = folder / "sentence_bert_config.json"
     if settings.is_file() and isinstance(length := files.read_json(settings).get("max_seq_length"), int):
         limits.append(length)
-    return min(limits)
+    return min(limits, default=512)
 
 
 def save(loaded: Loaded, folder: Path) -> None:
@@ -265,8 +289,11 @@ def save(loaded: Loaded, folder: Path) -> None:
     config = json.loads(model.config.to_json_string())
     files.write_json(folder / "config.json", {k: v for k, v in config.items() if not k.startswith("_")})
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()
-               if name not in tied}  # fmt: skip
+    tensors = {
+        name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in tied
+    }
     files.write_tensors(folder / "model.safetensors", {**loaded.carried, **tensors}, {"format": "pt"})
     loaded.tokenizer.save_pretrained(folder)
     _save_pipeline(loaded, folder)
@@ -285,11 +312,20 @@ def _save_pipeline(loaded: Loaded, folder: Path) -> None:
         return
     (folder / "1_Pooling").mkdir(exist_ok=True)
     kinds = ("sentence_transformers.models.Transformer", "sentence_transformers.models.Pooling")
-    files.write_json(folder / "modules.json", [
-        {"idx": i, "name": str(i), "path": path, "type": kind}
-        for i, (path, kind) in enumerate(zip(("", "1_Pooling"), kinds, strict=True))
-    ])  # fmt: skip
-    files.write_json(folder / "sentence_bert_config.json", {"max_seq_length": loaded.max_length, "do_lower_case": False})
-    files.write_json(folder / "1_Pooling" / "config.json", {
-        "word_embedding_dimension": loaded.model.config.hidden_size, "pooling_mode_mean_tokens": True,
-    })  # fmt: skip
+    files.write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (path, kind) in enumerate(zip(("", "1_Pooling"), kinds, strict=True))
+        ],
+    )
+    files.write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": loaded.max_length, "do_lower_case": False}
+    )
+    files.write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": loaded.model.config.hidden_size,
+            "pooling_mode_mean_tokens": True,
+        },
+    )

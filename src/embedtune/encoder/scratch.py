@@ -56,9 +56,14 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Any:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        mask_token="[MASK]", model_max_length=512,
-    )  # fmt: skip
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=512,
+    )
 
 
 def _config(kind: str, tokenizer: Any) -> Any:
@@ -73,7 +78,9 @@ def _config(kind: str, tokenizer: Any) -> Any:
         values = files.read_json(path)
         if "auto_map" in values or "model_type" not in values:
             raise UserError("is not a config that can be used: no model_type, or code of its own", where=kind)
-    values.update(vocab_size=len(tokenizer), pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3)
+    values.update(
+        vocab_size=len(tokenizer), pad_token_id=0, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3
+    )
     known = {k: v for k, v in json.loads(json.dumps(values)).items() if k not in ("model_type", "architectures")}
     try:
         return AutoConfig.for_model(values["model_type"], **known)

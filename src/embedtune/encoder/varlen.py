@@ -70,8 +70,7 @@ def _block(starts: np.ndarray, lengths: np.ndarray, device: torch.device) -> Blo
     def put(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device)
 
-    return Block(len(lengths), longest, put(gather), put(gather[cells]), put(cells),
-                 None if real.all() else put(~real))  # fmt: skip
+    return Block(len(lengths), longest, put(gather), put(gather[cells]), put(cells), None if real.all() else put(~real))
 
 
 def _window(length: int, window: int, device: torch.device) -> Tensor:
@@ -84,8 +83,9 @@ class BlockAttention(torch.autograd.Function):
     """softmax(q k' * scale) v inside each sequence, for packed q, k, v of shape (T, H, D)."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float,
-                window: int | None) -> Tensor:  # fmt: skip
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float, window: int | None
+    ) -> Tensor:
         """Packed (T, H, D) in and out; `window`: keys this far away or farther are not seen."""
         heads = query.shape[1]
         out = _rows_like(query, blocks)
@@ -151,8 +151,15 @@ def _plan(cu_seq_lens: Tensor) -> list[Block]:
     return _plans[cu_seq_lens]
 
 
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seq_lens: Tensor, longest: int, scale: float,
-                     window: int | None = None) -> Tensor:  # fmt: skip
+def packed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_lens: Tensor,
+    longest: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
     """Attention inside each packed sequence. query, key, value (T, H, D); cu_seq_lens (n + 1,) int32 boundaries.
 
     `window` w: position i sees j where |i - j| < w. Returns (T, H, D).
@@ -161,16 +168,18 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seq_lens: Ten
         from torch.nn.attention.varlen import varlen_attn
 
         reach = (-1, -1) if window is None else (window - 1, window - 1)
-        return varlen_attn(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, scale=scale,
-                           window_size=reach)  # fmt: skip
+        return varlen_attn(
+            query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, scale=scale, window_size=reach
+        )
     blocks = _plan(cu_seq_lens)
     if longest <= LONG:
         return BlockAttention.apply(query, key, value, blocks, scale, window)
     return _mixed_attention(query, key, value, blocks, scale, window)
 
 
-def _mixed_attention(query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float,
-                     window: int | None) -> Tensor:  # fmt: skip
+def _mixed_attention(
+    query: Tensor, key: Tensor, value: Tensor, blocks: list[Block], scale: float, window: int | None
+) -> Tensor:
     """Blocks of short sequences through BlockAttention, each long sequence through torch's fused kernel."""
     out = BlockAttention.apply(query, key, value, [b for b in blocks if b.length <= LONG], scale, window)
     for block in blocks:
@@ -183,8 +192,15 @@ def _mixed_attention(query: Tensor, key: Tensor, value: Tensor, blocks: list[Blo
     return out
 
 
-def varlen_attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                     scaling: float | None = None, **kwargs: Any) -> tuple[Tensor, None]:  # fmt: skip
+def varlen_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """The function transformers calls: (B, H, L, D) heads in, (B, L, H, D) out.
 
     With `cu_seq_lens_q` the batch is packed, (1, H, T, D); without it, it is padded and torch's kernel takes it.
@@ -287,7 +303,13 @@ def flatten(transformer: Any) -> str | None:
         return_seq_idx=True, return_flash_attn_kwargs=True, return_position_ids=True
     )
     if transformer.model_forward_params is not None:
-        transformer.model_forward_params |= {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+        transformer.model_forward_params |= {
+            "cu_seq_lens_q",
+            "cu_seq_lens_k",
+            "max_length_q",
+            "max_length_k",
+            "seq_idx",
+        }
     transformer._flatten_position_offset = transformer._infer_flatten_position_offset()
     transformer.can_flatten_inputs = True
     return None

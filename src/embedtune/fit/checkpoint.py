@@ -99,8 +99,7 @@ def newest(folder: Path) -> tuple[State, dict[str, Tensor], list[str]] | None:
             return state, load_file(path / "state.safetensors"), remarks
         remarks.append(f"checkpoint {path.name} is damaged and was passed over: {reason}")
     if remarks:
-        raise UserError("no checkpoint is intact", where=str(folder), details=remarks,
-                        fix="start anew with --discard")  # fmt: skip
+        raise UserError("no checkpoint is intact", where=str(folder), details=remarks, fix="start anew with --discard")
     return None
 
 

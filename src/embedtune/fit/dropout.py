@@ -63,8 +63,12 @@ class KeyedDropout(nn.Module):
 
 def key_dropout(model: nn.Module, noise: KeyedNoise) -> int:
     """Replace every nn.Dropout of `model` in place; returns how many drop anything."""
-    places = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
-              if isinstance(child, nn.Dropout)]  # fmt: skip
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Dropout)
+    ]
     for layer, (parent, name, child) in enumerate(places):
         setattr(parent, name, KeyedDropout(child.p, layer, noise))
     return sum(child.p > 0 for _, _, child in places)

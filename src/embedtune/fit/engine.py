@@ -79,8 +79,14 @@ def total_steps(loop: Loop, size: int, head_steps: int) -> int:
     return head_steps + (min(steps, loop.max_steps) if loop.max_steps else steps)
 
 
-def train(objective: Objective, loop: Loop, score: Callable[[int], dict[str, float]], home: Path,
-          draw: Callable[[], None], listener: Listener) -> Outcome:  # fmt: skip
+def train(
+    objective: Objective,
+    loop: Loop,
+    score: Callable[[int], dict[str, float]],
+    home: Path,
+    draw: Callable[[], None],
+    listener: Listener,
+) -> Outcome:
     """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
 
     `loop` must be resolved (no None but max_steps, minutes, patience). `score(step)` gives the dev measures. Continues
@@ -105,8 +111,17 @@ def train(objective: Objective, loop: Loop, score: Callable[[int], dict[str, flo
 class Run:
     """One training in progress: the state that changes from step to step, and what it is written to."""
 
-    def __init__(self, objective: Objective, loop: Loop, optimizer: Optimizer, score: Callable[[int], dict[str, float]],
-                 home: Path, draw: Callable[[], None], listener: Listener, total: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        objective: Objective,
+        loop: Loop,
+        optimizer: Optimizer,
+        score: Callable[[int], dict[str, float]],
+        home: Path,
+        draw: Callable[[], None],
+        listener: Listener,
+        total: int,
+    ) -> None:
         self.objective, self.loop, self.optimizer, self.score = objective, loop, optimizer, score
         self.home, self.draw, self.listener, self.total = home, draw, listener, total
         self.checkpoints = home / "checkpoints"
@@ -194,11 +209,16 @@ class Run:
     def _skip(self, rows: np.ndarray, loss: float, norm: float) -> None:
         state = self.state
         state.skipped += 1
-        self._event(f"step {state.step}: loss {loss} or gradient norm {norm} is not finite; rows "
-                    f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out")  # fmt: skip
+        self._event(
+            f"step {state.step}: loss {loss} or gradient norm {norm} is not finite; rows "
+            f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out"
+        )
         if state.skipped >= MOST_SKIPPED:
-            raise UserError(f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
-                            where=f"step {state.step}", fix=f"a smaller --lr (it is {self.loop.lr:g}) or --precision fp32")  # fmt: skip
+            raise UserError(
+                f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
+                where=f"step {state.step}",
+                fix=f"a smaller --lr (it is {self.loop.lr:g}) or --precision fp32",
+            )
 
     def _event(self, text: str) -> None:
         self.state.events.append(text)

@@ -34,8 +34,11 @@ class Optimizer:
             groups.setdefault((kind, decay), []).append(master)
         self.adam = torch.optim.AdamW(
             [{"params": p, "kind": kind, "weight_decay": decay} for (kind, decay), p in groups.items()],
-            lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True,
-        )  # fmt: skip
+            lr=0.0,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=True,
+        )
 
     def clip(self, norm: float) -> float:
         """Scale the gradients down to `norm`; returns their norm before (not finite where any gradient is not)."""
@@ -71,11 +74,15 @@ class Optimizer:
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(left.pop(f"weight.{name}"))
-                moments = {key: left.pop(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
-                           if f"{key}.{name}" in left}  # fmt: skip
+                moments = {
+                    key: left.pop(f"{key}.{name}")
+                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    if f"{key}.{name}" in left
+                }
                 if moments:
-                    self.adam.state[master] = {k: v.clone().to(v.device if k == "step" else master.device)
-                                               for k, v in moments.items()}  # fmt: skip
+                    self.adam.state[master] = {
+                        k: v.clone().to(v.device if k == "step" else master.device) for k, v in moments.items()
+                    }
                 else:
                     self.adam.state.pop(master, None)
         if left:

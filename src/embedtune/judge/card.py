@@ -17,8 +17,11 @@ def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of base against tuned, as text; the head alone has a column where there was a fresh one."""
     columns = [(name, scores[name]) for name in ("baseline", "head_alone", "tuned") if scores.get(name)]
     header = ["measure", *(name.replace("_", " ") for name, _ in columns)]
-    rows = [[LABELS[measure], *(f"{values[measure]:,.4f}" for _, values in columns)]
-            for measure in LABELS if measure in columns[0][1]]  # fmt: skip
+    rows = [
+        [LABELS[measure], *(f"{values[measure]:,.4f}" for _, values in columns)]
+        for measure in LABELS
+        if measure in columns[0][1]
+    ]
     return header, rows
 
 
@@ -36,33 +39,66 @@ def verdict(scores: Mapping[str, Any]) -> str:
     return f"No clear difference to {against}: dev loss {span}."
 
 
-def markdown(title: str, scores: Mapping[str, Any], profile: Mapping[str, Any], recipe: str, facts: Sequence[str],
-             base: str) -> str:  # fmt: skip
+def markdown(
+    title: str, scores: Mapping[str, Any], profile: Mapping[str, Any], recipe: str, facts: Sequence[str], base: str
+) -> str:
     """README.md of the output folder, with the front matter that sentence-transformers and the hub read."""
     header, rows = score_table(scores)
     table = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     parts = [
-        "---", "library_name: sentence-transformers", "pipeline_tag: fill-mask",
-        "tags: [sentence-transformers, embedtune, fill-mask]", "---", "",
-        f"# {title}", "",
-        f"Fine-tuned from `{base}` by masked language modelling with embedtune. {verdict(scores)}", "",
-        "## Scores", "",
-        *("| " + " | ".join(row) + " |" for row in table), "",
+        "---",
+        "library_name: sentence-transformers",
+        "pipeline_tag: fill-mask",
+        "tags: [sentence-transformers, embedtune, fill-mask]",
+        "---",
+        "",
+        f"# {title}",
+        "",
+        f"Fine-tuned from `{base}` by masked language modelling with embedtune. {verdict(scores)}",
+        "",
+        "## Scores",
+        "",
+        *("| " + " | ".join(row) + " |" for row in table),
+        "",
         "Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the "
-        "exponential of the loss per masked token.", "",
-        "![loss](loss.png)", "",
-        "## Text", "",
-        *(f"- {key.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"- {key.replace('_', ' ')}: {value}"
-          for key, value in profile.items() if value not in (None, {}, [])), "",
-        "## What happened", "", *(f"- {fact}" for fact in facts), "",
-        "## Limits", "",
+        "exponential of the loss per masked token.",
+        "",
+        "![loss](loss.png)",
+        "",
+        "## Text",
+        "",
+        *(
+            f"- {key.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"- {key.replace('_', ' ')}: {value}"
+            for key, value in profile.items()
+            if value not in (None, {}, [])
+        ),
+        "",
+        "## What happened",
+        "",
+        *(f"- {fact}" for fact in facts),
+        "",
+        "## Limits",
+        "",
         "- Lower masked-language loss means that the encoder knows this language better. It does not by itself mean "
         "better retrieval or similarity; published results go both ways. Judge that on a task of yours.",
         "- The scores hold for text like the held-out rows.",
-        "- Nothing was removed from the embeddings: they encode length, bias and whatever else the base encodes.", "",
-        "## Recipe", "", "```toml", recipe.rstrip(), "```", "",
-        "## Use", "", "```python", "from sentence_transformers import SentenceTransformer",
-        "from transformers import AutoModelForMaskedLM", "", 'model = SentenceTransformer("path/to/this/folder")',
-        'language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")', "```", "",
-    ]  # fmt: skip
+        "- Nothing was removed from the embeddings: they encode length, bias and whatever else the base encodes.",
+        "",
+        "## Recipe",
+        "",
+        "```toml",
+        recipe.rstrip(),
+        "```",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from sentence_transformers import SentenceTransformer",
+        "from transformers import AutoModelForMaskedLM",
+        "",
+        'model = SentenceTransformer("path/to/this/folder")',
+        'language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+    ]
     return "\n".join(parts)

@@ -105,10 +105,10 @@ def fit_length(chunks: Iterable[Embedded], *, seed: int = 0, keep: int = 50_000)
             fix=f"give more text: at least {FOLD * GROUP} texts, better ten times the model's dimensions",
         )
     weights, live = solve(fit)
-    if fit.n <= live:
+    if fit.n < 2 * live:  # near n = d a read-out fits anything, and what it says of new texts is noise
         raise UserError(
-            f"{fit.n:,} texts cannot determine a direction in {live:,} dimensions",
-            fix=f"give more text: at least {10 * live:,} texts",
+            f"{fit.n:,} texts cannot determine a direction in {len(weights):,} dimensions",
+            fix=f"give more text: at least {10 * len(weights):,} texts",
         )
     if min(fit.S_zz[0, 0], held.S_zz[0, 0]) == 0:
         raise UserError("all texts have the same number of tokens: there is no length to find")

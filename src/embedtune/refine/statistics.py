@@ -149,8 +149,9 @@ def _block(x: np.ndarray, z: np.ndarray, w: np.ndarray | None, first_row: int) -
     if not weight:
         nothing = Statistics.empty(x.shape[1], z.shape[1])
         return Statistics(len(x), *[getattr(nothing, name) for name in _FIELDS[1:]])
-    # The ones @ x is both the mean and the check for NaN and infinity: either one survives a sum.
-    mean_x, mean_z = ones @ x / weight, ones @ z / weight
+    # ones @ x is both the mean and the check for NaN and infinity: either one survives a sum.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean_x, mean_z = ones @ x / weight, ones @ z / weight
     if not (np.isfinite(mean_x).all() and np.isfinite(mean_z).all()):
         refuse_non_finite(np.hstack([x, z]), first_row)
         raise UserError(f"the values around row {first_row:,} are too large to be summed in float64")

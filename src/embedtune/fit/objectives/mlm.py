@@ -47,8 +47,9 @@ class Masker:
         special = np.zeros(size, bool)
         special[[number for number in tokenizer.all_special_ids if number < size]] = True
         pieces = tokenizer.convert_ids_to_tokens(range(size)) if whole_words else []
-        return cls(tokenizer.mask_token_id, np.flatnonzero(~special), special,
-                   continuations(pieces) if whole_words else None)  # fmt: skip
+        return cls(
+            tokenizer.mask_token_id, np.flatnonzero(~special), special, continuations(pieces) if whole_words else None
+        )
 
     def mask(self, rows: list[np.ndarray], ids: np.ndarray, rate: float, seed: int, epoch: int) -> Masked:
         """Mask token rows; `ids` ((n,) row numbers) key the noise. Each row has at least one masked token.
@@ -70,8 +71,9 @@ class Masker:
         action = keyed.uniform(keyed.key(seed, epoch, ACTION, ids[owner[chosen]], position[chosen]))
         random = keyed.key(seed, epoch, REPLACE, ids[owner[chosen]], position[chosen]) % np.uint64(len(self.vocabulary))
         masked = tokens.copy()
-        masked[chosen] = np.where(action < 0.8, self.mask_id,
-                                  np.where(action < 0.9, self.vocabulary[random.astype(np.int64)], tokens[chosen]))  # fmt: skip
+        masked[chosen] = np.where(
+            action < 0.8, self.mask_id, np.where(action < 0.9, self.vocabulary[random.astype(np.int64)], tokens[chosen])
+        )
         return Masked(np.split(masked, ends[:-1]), owner[chosen], position[chosen], tokens[chosen])
 
     def _units(self, tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -138,7 +140,9 @@ class MaskedLanguageModel:
     def dev_groups(self) -> np.ndarray:
         """(dev rows,) int64: rows of one document, or of one run of its lines, share a number."""
         tokens = self.dev_tokens
-        return np.unique(np.stack([tokens.document, tokens.line // RUN])[:, self.dev], axis=1, return_inverse=True)[1].reshape(-1)
+        return np.unique(np.stack([tokens.document, tokens.line // RUN])[:, self.dev], axis=1, return_inverse=True)[
+            1
+        ].reshape(-1)
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
         """Gradients of the mean loss over all masked tokens of `rows`, whatever the micro-batches."""

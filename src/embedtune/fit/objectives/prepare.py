@@ -15,6 +15,7 @@ import torch
 
 from embedtune import files
 from embedtune.data import split, vocabulary
+from embedtune.data.columns import parse_columns
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.tokens import Tokens, tokenize
 from embedtune.encoder import load, scratch
@@ -67,8 +68,10 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     else:
         sides = split.hold_out(tokens, recipe.dev_rows, recipe.loop.seed)
         train, dev, dev_tokens = sides.train, sides.dev, tokens
-        remarks.append(f"held out {len(dev):,} of {len(tokens):,} rows, in whole documents or runs of neighbouring lines; "
-                       f"{sides.moved:,} near-duplicates of training rows went back")  # fmt: skip
+        remarks.append(
+            f"held out {len(dev):,} of {len(tokens):,} rows, in whole documents or runs of neighbouring lines; "
+            f"{sides.moved:,} near-duplicates of training rows went back"
+        )
     rate = recipe.mask_rate or (0.30 if loaded.model.config.model_type == "modernbert" else 0.15)
     head_steps = _head_steps(recipe, loaded, len(train))
     noise = KeyedNoise(recipe.loop.seed)
@@ -76,25 +79,32 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     key_dropout(loaded.model, noise)
     fresh = [name for name, _ in loaded.model.named_parameters() if name in set(loaded.fresh)]
     objective = MaskedLanguageModel(
-        loaded, tokens, train, dev_tokens, dev, rate, recipe.loop.seed, head_steps, noise,
-        Masker.of(loaded.tokenizer, recipe.whole_words), fresh,
-    )  # fmt: skip
+        loaded,
+        tokens,
+        train,
+        dev_tokens,
+        dev,
+        rate,
+        recipe.loop.seed,
+        head_steps,
+        noise,
+        Masker.of(loaded.tokenizer, recipe.whole_words),
+        fresh,
+    )
     remarks = [*_remarks(loaded, counts, tokens, head_steps, max_length), *remarks]
-    resolved = dataclasses.replace(recipe, model=recipe.model or (DEFAULT if not recipe.scratch else "bert"),
-                                   max_length=max_length, mask_rate=rate, head_steps=head_steps)  # fmt: skip
+    resolved = dataclasses.replace(
+        recipe,
+        model=recipe.model or (DEFAULT if not recipe.scratch else "bert"),
+        max_length=max_length,
+        mask_rate=rate,
+        head_steps=head_steps,
+    )
     profile = _profile(recipe, counts, dev_counts, tokens, len(train), len(dev))
     if words:
         profile["vocabulary"] = words
-    return Prepared(objective, resolved, _model_name(resolved), max_length, profile,
-                    _identity(loaded, counts, dev_counts), remarks)  # fmt: skip
-
-
-def parse_columns(columns: str | None) -> dict[str, str]:
-    """'text=body,label=stars' as a mapping; a UserError where it is not of that form."""
-    pairs = [part.split("=") for part in columns.split(",")] if columns else []
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise UserError(f"{columns!r} is not of the form text=NAME", where="--columns")
-    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+    return Prepared(
+        objective, resolved, _model_name(resolved), max_length, profile, _identity(loaded, counts, dev_counts), remarks
+    )
 
 
 def name_of(data: Any) -> str:
@@ -120,12 +130,15 @@ def _open_model(recipe: MLM, columns: dict[str, str], home: Path) -> Loaded:
 def _row_length(recipe: MLM, loaded: Loaded) -> int:
     most = loaded.model.config.max_position_embeddings
     if recipe.max_length is not None and recipe.max_length > most:
-        raise UserError(f"{recipe.max_length} tokens are more than the {most} positions of the model", where="--max-length")
+        raise UserError(
+            f"{recipe.max_length} tokens are more than the {most} positions of the model", where="--max-length"
+        )
     return recipe.max_length or loaded.max_length
 
 
-def _tokens(data: Any, recipe: MLM, columns: dict[str, str], loaded: Loaded, max_length: int,
-            folder: Path) -> tuple[Counts, Tokens]:  # fmt: skip
+def _tokens(
+    data: Any, recipe: MLM, columns: dict[str, str], loaded: Loaded, max_length: int, folder: Path
+) -> tuple[Counts, Tokens]:
     counts = Counts()
     rows = read_texts(data, columns=columns, bad_rows=recipe.bad_rows, counts=counts)
     tokens = tokenize(rows, loaded.tokenizer, max_length, folder)
@@ -156,8 +169,10 @@ def _grow_vocabulary(recipe: MLM, loaded: Loaded, columns: dict[str, str], remar
 
 def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, max_length: int) -> list[str]:
     out = list(counts.notes)
-    out += [f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
-            for reason, n in counts.rejected.items()]  # fmt: skip
+    out += [
+        f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
+        for reason, n in counts.rejected.items()
+    ]
     out += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
     if counts.ignored:
         out.append(f"{len(counts.ignored):,} files of other kinds ignored")
@@ -166,26 +181,41 @@ def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, ma
     if tokens.chunked:
         out.append(f"{tokens.chunked:,} rows longer than {max_length} tokens were chunked, none cut")
     if loaded.fresh and head_steps:
-        out.append(f"the model has no masked-language head: a fresh one, tied to its word embeddings, is trained alone "
-                   f"for the first {head_steps:,} steps")  # fmt: skip
+        out.append(
+            f"the model has no masked-language head: a fresh one, tied to its word embeddings, is trained alone "
+            f"for the first {head_steps:,} steps"
+        )
     if loaded.config_values:
-        out.append("dropout on attention probabilities is off (docs/why.md); hidden dropout is as the model's config says")
+        out.append(
+            "dropout on attention probabilities is off (docs/why.md); hidden dropout is as the model's config says"
+        )
     if loaded.padded:
         out.append(f"this architecture runs padded, sorted by length: {loaded.padded}")
     return out
 
 
-def _profile(recipe: MLM, counts: Counts, dev_counts: Counts | None, tokens: Tokens, train: int, dev: int) -> dict[str, Any]:
+def _profile(
+    recipe: MLM, counts: Counts, dev_counts: Counts | None, tokens: Tokens, train: int, dev: int
+) -> dict[str, Any]:
     lengths = tokens.lengths()
     return {
         "name": Path(name_of(recipe.train)).name,
-        "files": len(counts.files), "bytes": counts.bytes, "sha256": counts.sha256,
-        "lines": counts.rows, "lines_used": counts.used, "left_out": counts.rejected, "mended": counts.replaced,
-        "rows": len(tokens), "train_rows": train, "dev_rows": dev, "chunked_lines": tokens.chunked,
-        "tokens": int(lengths.sum()), "tokens_per_row_median": float(np.median(lengths)),
+        "files": len(counts.files),
+        "bytes": counts.bytes,
+        "sha256": counts.sha256,
+        "lines": counts.rows,
+        "lines_used": counts.used,
+        "left_out": counts.rejected,
+        "mended": counts.replaced,
+        "rows": len(tokens),
+        "train_rows": train,
+        "dev_rows": dev,
+        "chunked_lines": tokens.chunked,
+        "tokens": int(lengths.sum()),
+        "tokens_per_row_median": float(np.median(lengths)),
         "tokens_per_row_p95": float(np.quantile(lengths, 0.95)),
         "dev_sha256": dev_counts.sha256 if dev_counts else None,
-    }  # fmt: skip
+    }
 
 
 def _identity(loaded: Loaded, counts: Counts, dev_counts: Counts | None) -> dict[str, str]:
@@ -194,12 +224,16 @@ def _identity(loaded: Loaded, counts: Counts, dev_counts: Counts | None) -> dict
     import transformers
 
     return {
-        "training data": counts.sha256, "dev data": dev_counts.sha256 if dev_counts else "held out",
-        "model weights": weights, "tokenizer": _digest(loaded.tokenizer.backend_tokenizer.to_str()),
-        "torch": torch.__version__, "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()), "machine": platform.machine(),
+        "training data": counts.sha256,
+        "dev data": dev_counts.sha256 if dev_counts else "held out",
+        "model weights": weights,
+        "tokenizer": _digest(loaded.tokenizer.backend_tokenizer.to_str()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
         "device": str(derive.pick_device()),
-    }  # fmt: skip
+    }
 
 
 def _digest(text: str) -> str:
