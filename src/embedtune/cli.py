@@ -95,7 +95,7 @@ class Length:
     # Measure on the first so many rows only.
     rows: int | None = None
     # Arithmetic of the model.
-    precision: recipes.Literal["bf16", "fp32"] = "fp32"
+    precision: recipes.Precision = "fp32"
     # Print the result as JSON.
     json: bool = False
 
@@ -110,6 +110,10 @@ def run(argv: list[str]) -> int:
     # Waiting OpenMP threads that spin slow down every other process on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # File names and texts may hold what the terminal's encoding does not.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -159,8 +163,9 @@ def _dispatch(argv: list[str]) -> int:
 def _parse(kind: Any, words: str, argv: list[str], default: Any = None) -> Any:
     import tyro
 
-    options = {} if default is None else {"default": default}
-    return tyro.cli(tyro.conf.OmitArgPrefixes[kind], prog=f"embedtune {words}", args=argv, **options)  # type: ignore[call-overload]
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)(kind)
+    return tyro.cli(flat, prog=f"embedtune {words}", args=argv, **options)
 
 
 def _name_first(argv: list[str], flag: str) -> list[str]:
@@ -240,7 +245,7 @@ def _example(argv: list[str]) -> None:
 
 def _length(argv: list[str]) -> None:
     command = _parse(Length, "refine length MODEL", _name_first(argv, "--model"))
-    from embedtune.refine.length import measure_length
+    from embedtune.refine.measure import measure_length
 
     with Terminal() as terminal:
         report = measure_length(command.model, command.data, columns=command.columns, bad_rows=command.bad_rows,
@@ -277,11 +282,13 @@ class Terminal:
 
     def __enter__(self) -> Terminal:
         if sys.stderr.isatty():
+            from rich import progress
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self.bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
-                                console=Console(stderr=True))  # fmt: skip
+            columns = [progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn()]
+            self.bar = progress.Progress(
+                *columns, progress.TextColumn("{task.description}"), console=Console(stderr=True)
+            )
             self.bar.start()
         return self
 

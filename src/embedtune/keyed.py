@@ -25,8 +25,8 @@ def key(*parts: Array | int) -> Array:
         state = np.zeros((1,), np.uint64)
         for part in parts:
             # Negative numbers wrap, so that any Python integer below 2^64 is a part.
-            part = np.uint64(part % 2**64) if isinstance(part, int) else part.astype(np.uint64)
-            state = mix(state * np.uint64(0x9E3779B97F4A7C15) + part + np.uint64(0x632BE59BD9B4E019))
+            number = np.uint64(part % 2**64) if isinstance(part, int) else part.astype(np.uint64)
+            state = mix(state * np.uint64(0x9E3779B97F4A7C15) + number + np.uint64(0x632BE59BD9B4E019))
         return state
 
 

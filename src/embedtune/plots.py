@@ -69,17 +69,19 @@ def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> Non
         bottom.plot(step, [r["lr"] for r in learned], color=INK, linewidth=1.2)
     scored = [r for r in records if "dev_loss" in r]
     if scored:
-        x, y = [r["step"] for r in scored], [r["dev_loss"] for r in scored]
-        top.plot(x, y, color=ACCENT, linewidth=1.6, marker="o", markersize=4, label="dev loss")
+        at, y = [r["step"] for r in scored], [r["dev_loss"] for r in scored]
+        top.plot(at, y, color=ACCENT, linewidth=1.6, marker="o", markersize=4, label="dev loss")
         best = int(np.argmin(y))
         places = sorted({0, best})
         for place in places:
             word = "baseline" if place == 0 else "best"
+            late = at[place] > 0.8 * at[-1]
             top.annotate(
                 f"{word} {y[place]:.3f}",
-                (x[place], y[place]),
+                (at[place], y[place]),
                 textcoords="offset points",
-                xytext=(8, 8),
+                xytext=(-4 if late else 8, 8),
+                ha="right" if late else "left",
                 fontsize=9,
                 color=ACCENT,
             )

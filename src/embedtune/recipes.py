@@ -26,6 +26,7 @@ else:
     # On the command line and in TOML data is always a path; in Python, lists of texts or dicts as well.
     Data = str
 BadRows = Literal["fail", "skip", "replace"]
+Precision = Literal["bf16", "fp32"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 
 
@@ -48,7 +49,7 @@ class Loop:
     # Tokens per forward pass; a batch is split to fit (derived from free memory).
     max_tokens: int | None = None
     # Arithmetic of the model: bf16 where the hardware has it; weights and optimizer stay fp32.
-    precision: Literal["bf16", "fp32"] | None = None
+    precision: Precision | None = None
     # Shape of the learning rate after the warm-up.
     schedule: Schedule = "linear"
     # Warm-up: below 1 a fraction of the steps, else steps.

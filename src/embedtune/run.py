@@ -152,7 +152,7 @@ def _tune_mlm(recipe: MLM, home: Path, out: Path, resume: bool, listener: Any) -
     outcome = train(objective, loop, score, home, draw, listener)
     draw()
     listener.note(f"training ended: {outcome.why}")
-    scores = _scores(home, prepared, outcome.state.best_step)
+    scores = _scores(home, prepared, outcome.best_step)
     objective.save(home)
     files.write_json(home / "scores.json", scores)
     facts = [

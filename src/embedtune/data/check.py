@@ -15,7 +15,7 @@ from embedtune.data.lines import ending, find_files
 from embedtune.data.read import Counts, DataLike, read_texts
 from embedtune.errors import UserError
 
-NEAR_ROWS, NEAR_CHARACTERS = 20_000, 10_000  # compared for near-duplicates: the first rows, their starts
+NEAR_ROWS, NEAR_CHARACTERS = 20_000, 2000  # compared for near-duplicates: the first rows, their starts
 PIECE = 50_000  # characters given to the tokenizer as one text; longer rows go in pieces
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 500_000
 FEW_ROWS = 100
@@ -169,10 +169,11 @@ class _Measure:
     """Counts tokens, or words where there is no tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.unit, self.special, self.unknown, self.backend = "words", 0, None, None
+        self.unit, self.special, self.unknown = "words", 0, None
+        self.backend: Any = None
         if tokenizer is None:
             return
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "encode_batch"):
             raise UserError("has no fast tokenizer", where="model", fix="give one with a tokenizer.json")
         self.unit, self.special = "tokens", tokenizer.num_special_tokens_to_add()
@@ -223,10 +224,8 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _diagnose(
-    counts: Counts, tally: _Tally, fatal: list[UserError], measure: _Measure, limit: int | None
-) -> Diagnosis:
-    lengths = _lengths(tally.lengths, measure.unit, limit)
+def _diagnose(counts: Counts, tally: _Tally, fatal: list[UserError], measure: _Measure, limit: int | None) -> Diagnosis:
+    lengths = _lengths(tally.lengths, measure.unit, measure.special, limit)
     tokens = sum(length * rows for length, rows in tally.lengths.items()) - measure.special * counts.used
     near = near_duplicates(tally.first)
     repeats = sum(len(cluster) - 1 for cluster in near) - exact_duplicates(tally.first).count
@@ -264,7 +263,7 @@ def _split(error: UserError) -> tuple[str, str]:
     return "; ".join([head, *error.details]), error.fix
 
 
-def _lengths(tally: Counter[int], unit: str, limit: int | None) -> Lengths | None:
+def _lengths(tally: Counter[int], unit: str, special: int, limit: int | None) -> Lengths | None:
     if not tally:
         return None
     values = np.array(sorted(tally))
@@ -272,7 +271,8 @@ def _lengths(tally: Counter[int], unit: str, limit: int | None) -> Lengths | Non
     upto, total = np.cumsum(rows), rows.sum()
     at = [int(values[np.searchsorted(upto, share * total)]) for share in (0.5, 0.95)]
     long = values > limit if limit else np.zeros(len(values), dtype=bool)
-    pieces = int((-(-values[long] // limit) * rows[long]).sum()) if limit else 0
+    room = max(1, limit - special) if limit else 1
+    pieces = int((-((special - values[long]) // room) * rows[long]).sum())
     mean = float(values @ rows / total)
     return Lengths(unit, mean, at[0], at[1], int(values[-1]), limit, int(rows[long].sum()), pieces)
 
@@ -288,9 +288,7 @@ def _row_remarks(counts: Counts) -> list[Remark]:
     return remarks
 
 
-def _text_remarks(
-    used: int, exact: int, near: float, unknown: float | None, lengths: Lengths | None
-) -> list[Remark]:
+def _text_remarks(used: int, exact: int, near: float, unknown: float | None, lengths: Lengths | None) -> list[Remark]:
     remarks = []
     if 0 < used < FEW_ROWS:
         remarks.append(Remark(f"only {used:,} rows: too few to learn from", "give some thousands of rows"))

@@ -98,7 +98,7 @@ def _parse_json(text: str, path: Path) -> tuple[dict[str, Any] | None, Problem |
     if isinstance(value, str):
         return {"text": value}, None
     if not isinstance(value, dict):
-        what = f"is JSON, but neither an object nor a string: {text[:40]}"
+        what = f"is a JSON {type(value).__name__}, not an object or a string"
         return None, Problem("no object", what, fix=array if isinstance(value, list) else fix)
     return value, None
 
@@ -175,7 +175,7 @@ def _check_header(cells: list[str] | None, problem: Problem | None, path: Path) 
     if len(cells) == 1 and other:
         name = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}[other]
         fix = "tabs go with the ending .tsv, commas with .csv; save other files anew with commas"
-        raise UserError(f"{cells[0][:80]!r} is one column: are cells parted by {name}?", where=where, fix=fix)
+        raise UserError(f"{cells[0][:40]!r} is one column: are cells parted by {name}?", where=where, fix=fix)
     return cells
 
 
@@ -219,10 +219,13 @@ def listed(data: Sequence[str | Mapping[str, Any]], add: Add) -> Items:
         try:
             add(json.dumps(item, default=str).encode() + b"\n")
         except (RecursionError, TypeError, ValueError):
-            yield Item(number, None, Problem("no data", "is no JSON: circular, too deep, or odd keys"))
+            yield Item(number, None, Problem("no data", "is circular or nested too deeply"))
+            continue
+        if isinstance(item, Mapping) and not all(isinstance(name, str) for name in item):
+            yield Item(number, None, Problem("no data", "is a dict with a key that is no string"))
             continue
         if not isinstance(item, (str, Mapping)):
-            what = f"is neither a string nor a dict, but {type(item).__name__}: {str(item)[:40]}"
+            what = f"is neither a string nor a dict, but {type(item).__name__}"
             yield Item(number, None, Problem("no data", what))
             continue
         values = {"text": item} if isinstance(item, str) else dict(item)

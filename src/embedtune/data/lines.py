@@ -33,8 +33,8 @@ UTF8_MARK = b"\xef\xbb\xbf"
 MAGIC = (
     (b"PK\x03\x04", "a zip archive (or .docx, .xlsx)"),
     (b"PK\x05\x06", "a zip archive"),
-    (b"\x1f\x8b", "gzip data (give the file the ending .gz)"),
-    (b"\x28\xb5\x2f\xfd", "zstd data (give the file the ending .zst)"),
+    (b"\x1f\x8b", "gzip data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
     (b"BZh", "bzip2 data"),
     (b"\xfd7zXZ\0", "xz data"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -45,10 +45,15 @@ MAGIC = (
     (b"%PDF-", "a PDF document"),
     (b"{\\rtf", "a rich text (.rtf) document"),
     (b"\xd0\xcf\x11\xe0", "an old Microsoft Office document"),
-    (b"PAR1", "a parquet file (give it the ending .parquet)"),
+    (b"PAR1", "a parquet file"),
     (b"\x7fELF", "a program (ELF)"),
     (b"SQLite format 3", "an SQLite database"),
 )
+ENDINGS = {
+    "gzip data": "give the file the ending .gz; or unpack it once more, if it has it",
+    "zstd data": "give the file the ending .zst; or unpack it once more, if it has it",
+    "a parquet file": "give the file the ending .parquet",
+}
 CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b\x1c\x1d\x1e\x1f"))
 
 
@@ -165,8 +170,9 @@ def _stream(raw: IO[bytes], packing: str) -> Any:
 
 def unpacked_text(path: Path, add: Callable[[bytes], None]) -> Iterator[bytes]:
     """`unpacked`, after a look at the head: other encodings, and things that are no text, are a UserError."""
-    chunks, held = unpacked(path, add), []
-    while sum(map(len, held)) < HEAD_BYTES and (chunk := next(chunks, b"")):
+    chunks = unpacked(path, add)
+    held: list[bytes] = []
+    while sum(len(chunk) for chunk in held) < HEAD_BYTES and (chunk := next(chunks, b"")):
         held.append(chunk)
     head, where = b"".join(held)[:HEAD_BYTES], str(path)
     for mark, name in BYTE_ORDER_MARKS:
@@ -174,7 +180,9 @@ def unpacked_text(path: Path, add: Callable[[bytes], None]) -> Iterator[bytes]:
             what = f"is {name}, not UTF-8 (it starts with 0x{mark.hex()})"
             raise UserError(what, where=where, fix=_convert(path, name))
     if kind := _binary_kind(head):
-        fix = "give the text in it, UTF-8, one text a line"
+        fix = ENDINGS.get(kind) or "give the text in it, UTF-8, one text a line"
+        if kind.startswith("UTF-16"):
+            fix = _convert(path, "UTF-16LE") + " (or UTF-16BE)"
         raise UserError(f"is not text: looks like {kind}", where=where, fix=fix)
     return chain(held, chunks)
 
@@ -187,11 +195,11 @@ def _binary_kind(head: bytes) -> str:
     if head[257:262] == b"ustar":
         return "a tar archive"
     control = len(head) - len(head.translate(None, CONTROL))
-    if control < 32 or control * 10 < len(head):
+    if control < 32 or control * 20 < len(head):
         return ""
     nuls = sorted((head[::2].count(0), head[1::2].count(0)))
     if nuls[1] * 4 > len(head) and nuls[0] * 4 < nuls[1]:
-        return "UTF-16 without a byte order mark (iconv -f UTF-16LE -t UTF-8 may mend it)"
+        return "UTF-16 without a byte order mark"
     return f"binary data ({control:,} of its first {len(head):,} bytes are control characters)"
 
 

@@ -6,6 +6,7 @@ The formats know nothing of policies: what becomes of a bad row (fail, skip, rep
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Counts:
         """Hex digest of all content read so far."""
         return self._hash.hexdigest()
 
-    def add(self, content: bytes) -> None:
+    def add(self, content: builtins.bytes) -> None:
         """Count content that was read."""
         self.bytes += len(content)
         self._hash.update(content)
@@ -110,7 +111,7 @@ def _read(
         known = ", ".join(get_args(BadRows))
         raise UserError(f"must be one of {known}, not {bad_rows!r}", where="--bad-rows")
     tally = counts if counts is not None else Counts()
-    rows, used, document = tally.rows, tally.used, -1
+    rows, used, size, document = tally.rows, tally.used, tally.bytes, -1
     for file, unit, items in _sources(data, tally):
         renamed: dict[str, str] = {}
         fresh = True
@@ -134,6 +135,8 @@ def _read(
                 tally.used += 1
                 yield Row(values, file, item.number, document)
     if tally.used == used:
+        if tally.bytes == size:
+            raise UserError("is empty", where=_name(data), fix="give a file with one text a line")
         raise _nothing_usable(data, tally, tally.rows - rows, "text" if text else "row")
 
 
@@ -158,20 +161,19 @@ def _sources(data: DataLike, tally: Counts) -> Iterator[tuple[str, str, Items]]:
         raise UserError(f"data must be a path or a list of strings or dicts, not {type(data).__name__}")
 
 
+def _name(data: DataLike) -> str:
+    return str(data) if isinstance(data, (str, Path)) else "the list"
+
+
 def _nothing_usable(data: DataLike, tally: Counts, rows: int, noun: str) -> UserError:
-    where = str(data) if isinstance(data, (str, Path)) else "the list"
-    if rows == 0:
-        return UserError("is empty", where=where, fix="give a file with one text a line")
     details = [f"{n:,} x {name}: {'; '.join(tally.examples[name])}" for name, n in tally.rejected.items()]
     fix = next(filter(None, tally.fixes.values()), "give a file with one text a line")
-    return UserError(f"has no usable {noun}: 0 of {rows:,} rows", where=where, details=details, fix=fix)
+    return UserError(f"has no usable {noun}: 0 of {rows:,} rows", where=_name(data), details=details, fix=fix)
 
 
-def _choose_columns(
-    header: Header, columns: Mapping[str, str], text: bool, file: str, tally: Counts
-) -> dict[str, str]:
+def _choose_columns(header: Header, columns: Mapping[str, str], text: bool, file: str, tally: Counts) -> dict[str, str]:
     """{new name: old name}, after a check that every old name is there and that "text" is settled."""
-    found = f"found {', '.join(map(repr, header.names[:20]))}" + (", ..." if len(header.names) > 20 else "")
+    found = "found " + short_list([repr(name[:40]) for name in header.names], most=20)
     for new, old in columns.items():
         if old not in header.names:
             expected = ", ".join(map(repr, columns.values()))
@@ -220,7 +222,7 @@ def _inspect(
         if value is None or (isinstance(value, str) and not value.strip()):
             return None, BLANK
         if not isinstance(value, str):
-            what = f"has {type(value).__name__} where a text must stand: {str(value)[:40]}"
+            what = f"has {type(value).__name__} where a text must stand"
             return None, Problem("not text", what)
     if all(isinstance(value, str) and "\0" not in value and value.isascii() for value in values.values()):
         return values, None  # the usual case, fast

@@ -126,7 +126,10 @@ def open_tokens(folder: Path) -> Tokens:
     table = mapped("rows.bin", np.int64).reshape(-1, 4)
     return Tokens(
         mapped("ids.bin", about["dtype"]),
-        *(table[:, column] for column in range(4)),
+        table[:, 0],
+        table[:, 1],
+        table[:, 2],
+        table[:, 3],
         about["affix"],
         about["lines"],
         about["chunked"],

@@ -52,9 +52,7 @@ def embed(
 
 
 @torch.inference_mode()
-def _embed_window(
-    model: SentenceTransformer, texts: list[str], max_tokens: int, precision: Precision
-) -> Embedded:
+def _embed_window(model: SentenceTransformer, texts: list[str], max_tokens: int, precision: Precision) -> Embedded:
     """Embed the texts of one window; the vectors come to the CPU once, at its end."""
     prompt = model.prompts.get(model.default_prompt_name or "") or None
     lengths = _lengths(model, texts, prompt)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from embedtune import files
 from embedtune.encoder import varlen
@@ -71,6 +71,13 @@ def find(name: str) -> Path:
     if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError("is not a model folder", where=name, fix="name a folder with config.json and model.safetensors")
     return _snapshot(f"sentence-transformers/{name}" if bare in OFFLINE and "/" not in name else name)
+
+
+def find_own(name: str) -> Path:
+    """A model folder of the user's own that results can be added to; a UserError for any other name."""
+    if not Path(name).is_dir():
+        raise UserError("is not a folder", where=name, fix="name the folder of a model that you tuned or saved")
+    return Path(name)
 
 
 def _offline(package: str, digest: str) -> Path | None:
@@ -251,7 +258,7 @@ def _check_loaded(loaded: Loaded, info: dict[str, Any]) -> None:
         raise UserError("its tokenizer has no mask token, so it cannot learn by masking", where=where)
 
 
-def _carry(model: nn.Module, folder: Path, unexpected: set[str]) -> dict[str, Tensor]:
+def _carry(model: Any, folder: Path, unexpected: set[str]) -> dict[str, Tensor]:
     """Weights in the folder that the model does not use, under the names the saved folder will give them."""
     from safetensors import safe_open
 
@@ -277,6 +284,27 @@ def stated_length(folder: Path, tokenizer: Any) -> int:
     if settings.is_file() and isinstance(length := files.read_json(settings).get("max_seq_length"), int):
         limits.append(length)
     return min(limits, default=512)
+
+
+def load_embedder(folder: Path) -> tuple[Any, str | None]:
+    """A folder as a stock SentenceTransformer made padding-free in place, and why not where it cannot be.
+
+    Raises UserError for a folder that is damaged, or that names modules of its own.
+    """
+    check_folder(folder)
+    if (folder / "modules.json").is_file():
+        kinds = [str(module.get("type", "")) for module in files.read_json(folder / "modules.json")]
+        if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+            raise UserError(f"wants to run modules of its own ({short_list(foreign)}); not opened", where=str(folder))
+    quiet()
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        message = f"cannot be opened as an embedding model: {_first_line(error)}"
+        raise UserError(message, where=str(folder)) from error
+    return model, varlen.flatten(model[0])
 
 
 def save(loaded: Loaded, folder: Path) -> None:

@@ -168,9 +168,10 @@ def packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         reach = (-1, -1) if window is None else (window - 1, window - 1)
-        return varlen_attn(
+        attended: Any = varlen_attn(
             query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, scale=scale, window_size=reach
         )
+        return attended
     blocks = _plan(cu_seq_lens)
     if longest <= LONG:
         return BlockAttention.apply(query, key, value, blocks, scale, window)
@@ -208,17 +209,18 @@ def varlen_attention(
     boundaries, window = kwargs.get("cu_seq_lens_q"), kwargs.get("sliding_window")
     if boundaries is None:
         kwargs["dropout"] = 0.0
+        if attention_mask is None and window is not None:
+            # Whole rows without a mask: transformers leaves the window to the attention function.
+            attention_mask = ~_window(query.shape[2], window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    packed = (x[0].transpose(0, 1) for x in (query, key, value))
-    return packed_attention(*packed, boundaries, int(kwargs["max_length_q"]), scale, window)[None], None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return packed_attention(q, k, v, boundaries, int(kwargs["max_length_q"]), scale, window)[None], None
 
 
-def varlen_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def varlen_mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """No mask for packed batches (the boundaries say it all); the usual one for padded batches."""
-    if attention_mask is None:
-        return None
-    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if attention_mask is None else sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 
 def register() -> None:

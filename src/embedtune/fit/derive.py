@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
-from torch import nn
 
 from embedtune.fit.engine import total_steps
 from embedtune.recipes import Loop
@@ -38,7 +38,7 @@ def free_bytes(device: torch.device) -> int:
         return 4 * 2**30
 
 
-def token_budget(model: nn.Module, max_length: int, bf16: bool, free: int) -> int:
+def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
     """Tokens per forward pass that fit into half of `free` bytes; between one full row and 16,384.
 
     Per token and layer about 16 hidden-size and 4 intermediate-size activations are kept for the backward pass, and
@@ -52,7 +52,7 @@ def token_budget(model: nn.Module, max_length: int, bf16: bool, free: int) -> in
     return max(max_length, min(16_384, int(free / 2 / per_token)))
 
 
-def resolve(loop: Loop, model: nn.Module, max_length: int, size: int, head_steps: int) -> Loop:
+def resolve(loop: Loop, model: Any, max_length: int, size: int, head_steps: int) -> Loop:
     """`loop` with every derived field filled in."""
     device = next(model.parameters()).device
     precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")

@@ -44,10 +44,16 @@ class Step(NamedTuple):
 class Objective(Protocol):
     """The only seam between the loop and a task."""
 
-    model: torch.nn.Module
-    size: int  # training rows
     head: list[str]  # parameters that are trained alone for `head_steps` steps
     head_steps: int
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The model that is trained."""
+
+    @property
+    def size(self) -> int:
+        """Training rows."""
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
         """Leave the gradients of the mean loss of `rows` on the parameters, in micro-batches of `max_tokens`."""
@@ -71,6 +77,7 @@ class Outcome:
     state: State
     total: int
     why: str
+    best_step: int
 
 
 def total_steps(loop: Loop, size: int, head_steps: int) -> int:
@@ -102,10 +109,12 @@ def train(
         files.write_text(home / "log.jsonl", "")
     with _signals() as stopped:
         why = run.go(stopped)
-    if run.state.best_step is not None:
-        optimizer.load_weights(checkpoint.load_best(run.checkpoints, run.state.best_step))
+    best = run.state.best_step
+    if best is None:
+        raise UserError(f"{loop.measure} was never a finite number, so no step can be called the best", where=str(home))
+    optimizer.load_weights(checkpoint.load_best(run.checkpoints, best))
     optimizer.release()
-    return Outcome(run.state, total, why)
+    return Outcome(run.state, total, why, best)
 
 
 class Run:

@@ -26,7 +26,8 @@ class Optimizer:
             for name, parameter in names.items():
                 parameter.data = parameter.data.to(torch.bfloat16)
                 parameter.register_post_accumulate_grad_hook(_collector(self.masters[name]))
-        in_head, groups = set(head), {}
+        in_head = set(head)
+        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
         for name, master in self.masters.items():
             # Biases and norms are vectors; everything that decays is a matrix.
             decay = weight_decay if master.ndim > 1 else 0.0

@@ -31,7 +31,8 @@ def verdict(scores: Mapping[str, Any]) -> str:
     against = "the base with its head trained alone" if scores.get("head_alone") else "the base"
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
-    span = f"{change['value']:+.4f} (95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} rows)"
+    interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} rows"
+    span = f"{change['value']:+.4f} ({interval})"
     if change["high"] < 0:
         return f"Better than {against}: dev loss {span}."
     if change["low"] > 0:

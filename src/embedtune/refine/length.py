@@ -272,17 +272,19 @@ def remove_length_direction(embeddings: Any, model_dir: Path | str) -> Any:
     another dimension, normalised vectors where raw ones were fitted (or the reverse), non-finite values.
     """
     eraser = _load(Path(model_dir))
+    constants: Any = eraser.b, eraser.g, eraser.mean
+    x: Any  # float64, of the caller's own library, as the constants
     tensor = type(embeddings).__module__.partition(".")[0] == "torch"
     if tensor:
         import torch
 
         place = "cpu" if embeddings.device.type == "mps" else embeddings.device  # mps has no float64
         x = embeddings.to(place, torch.float64) if embeddings.is_floating_point() else None
-        b, g, mean = (torch.from_numpy(a).to(place) for a in (eraser.b, eraser.g, eraser.mean))
+        constants = [torch.from_numpy(a).to(place) for a in constants]
     else:
         array = np.asarray(embeddings)
         x = array.astype(np.float64) if array.dtype.kind == "f" else None
-        b, g, mean = eraser.b, eraser.g, eraser.mean
+    b, g, mean = constants
     if x is None or x.ndim not in (1, 2):
         raise UserError("embeddings must be floating-point numbers of shape (d,) or (n, d)")
     if x.shape[-1] != len(b):

@@ -34,9 +34,7 @@ class Statistics:
     S_zz: np.ndarray  # (k, k)
 
     @classmethod
-    def of(
-        cls, x: np.ndarray, z: np.ndarray, weights: np.ndarray | None = None, *, first_row: int = 0
-    ) -> Statistics:
+    def of(cls, x: np.ndarray, z: np.ndarray, weights: np.ndarray | None = None, *, first_row: int = 0) -> Statistics:
         """Moments of x (n, d) and z (n,) or (n, k), any float type; x may be a memory map of any size.
 
         `first_row` is the number of the first row in the user's data, for messages. Raises UserError for

@@ -1,4 +1,4 @@
-"""Masked language modelling (arXiv 1810.04805): masks that are a function of (seed, epoch, row), and fixed ones to score.
+"""Masked language modelling (arXiv 1810.04805): masks are a function of (seed, epoch, row); fixed ones to score.
 
 The stock head runs on the masked positions only: a hook on the backbone hands it those rows, so a head of any
 architecture does a seventh of the work, packed or padded.
@@ -120,7 +120,9 @@ class MaskedLanguageModel:
     noise: KeyedNoise
     masker: Masker
     head: list[str] = field(default_factory=list)
-    row_losses: np.ndarray | None = None  # (dev rows, 2): summed loss and masked tokens at the last scoring
+    row_losses: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 2))
+    )  # (dev rows, 2): loss, tokens; last scoring
 
     @property
     def model(self) -> Any:
