@@ -65,7 +65,7 @@ def finetune(
         raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
     try:
         return _tune_mlm(recipe, home, out, resume, listener)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         # A mistake found before anything was learned leaves nothing behind.
         if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
             shutil.rmtree(home, ignore_errors=True)

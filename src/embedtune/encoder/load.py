@@ -39,13 +39,14 @@ class Loaded:
     fresh: list[str] = field(default_factory=list)  # weights the folder did not have
     carried: dict[str, Tensor] = field(default_factory=dict)  # weights the model does not use; saved again
     config_values: dict[str, Any] = field(default_factory=dict)  # what was changed in the config for training
+    offset: int = 0  # what the first token's position is numbered
     padded: str | None = None  # why the model runs padded; None where it runs padding-free
 
     def collate(self, rows: list) -> dict[str, Any]:
         """Token rows as the model takes them: packed end to end, or padded where the architecture needs it."""
         device = next(self.model.parameters()).device
         if self.padded is None:
-            return varlen.pack(rows, varlen.position_offset(self.model), device)
+            return varlen.pack(rows, self.offset, device)
         return varlen.pad(rows, self.tokenizer.pad_token_id or 0, device)
 
 
@@ -211,7 +212,7 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     )
     _check_loaded(loaded, info)
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
-    loaded.padded = varlen.why_padded(model)
+    loaded.offset, loaded.padded = varlen.position_offset(model), varlen.why_padded(model)
     return loaded
 
 

@@ -90,14 +90,16 @@ class BlockAttention(torch.autograd.Function):
         heads = query.shape[1]
         out = _rows_like(query, blocks)
         ctx.blocks, ctx.scale, ctx.kept = blocks, scale, []
+        # Not -inf: in a narrow window a padding row may see padding only, and its NaN would reach the gradients.
+        unseen = torch.finfo(query.dtype).min
         for block in blocks:
             q, k, v = (_to_block(x, block) for x in (query, key, value))
             scores = torch.bmm(q * scale, k.transpose(1, 2))
             grid = scores.view(block.rows, heads, block.length, block.length)
             if block.padding is not None:
-                grid.masked_fill_(block.padding[:, None, None, :], float("-inf"))
+                grid.masked_fill_(block.padding[:, None, None, :], unseen)
             if window is not None and window < block.length:
-                grid.masked_fill_(_window(block.length, window, out.device), float("-inf"))
+                grid.masked_fill_(_window(block.length, window, out.device), unseen)
             weights = torch.softmax(scores, dim=-1)
             _from_block(torch.bmm(weights, v), block, out)
             ctx.kept.append((q, k, v, weights))

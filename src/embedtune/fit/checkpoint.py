@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class State:
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
+    scored: int = -1  # the step last scored
     skipped: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
@@ -69,7 +71,10 @@ def _prune(folder: Path) -> None:
     steps = sorted(folder.glob("step-???????"))
     for path in steps[:-KEEP]:
         shutil.rmtree(path, ignore_errors=True)
-    named = {files.read_json(path / "state.json")["best_step"] for path in steps[-KEEP:] if files.damage(path) is None}
+    named = set()
+    for path in steps[-KEEP:]:
+        with suppress(UserError):  # damaged after it was written: `newest` will pass it over
+            named.add(files.read_json(path / "state.json")["best_step"])
     newest = max(named - {None}, default=-1)
     for path in folder.glob("best-???????"):
         number = int(path.name.removeprefix("best-"))

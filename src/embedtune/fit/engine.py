@@ -154,24 +154,32 @@ class Run:
         state, loop = self.state, self.loop
         if state.step == 0:
             self._evaluate()
-            self._save()
-        while True:
-            if state.step >= self.total:
-                return "all steps done"
-            if loop.patience is not None and state.stale >= loop.patience:
-                return f"{loop.measure} did not get better in {loop.patience} scorings"
-            if loop.minutes is not None and state.seconds >= 60 * loop.minutes:
-                return f"{loop.minutes:g} minutes are over"
+        while (why := self._why_stop()) is None:
             self._step()
-            last = state.step == self.total
-            if last or state.step % (loop.log_steps or 1) == 0:
+            if state.step % (loop.log_steps or 1) == 0:
                 self._log()
-            if last or state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
+            if state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
                 self._evaluate()
-            if stopped or last or state.step % (loop.checkpoint_steps or 1) == 0:
+            if stopped or state.step % (loop.checkpoint_steps or 1) == 0:
                 path = self._save()
                 if stopped:
                     raise Interrupted(f"stopped by signal {stopped[0]}; checkpoint {path}", 128 + stopped[0])
+        if state.loss_steps:
+            self._log()
+        if state.scored != state.step:
+            self._evaluate()
+        self._save()
+        return why
+
+    def _why_stop(self) -> str | None:
+        state, loop = self.state, self.loop
+        if state.step >= self.total:
+            return "all steps done"
+        if loop.patience is not None and state.stale >= loop.patience:
+            return f"{loop.measure} did not get better in {loop.patience} scorings"
+        if loop.minutes is not None and state.seconds >= 60 * loop.minutes:
+            return f"{loop.minutes:g} minutes are over"
+        return None
 
     def _step(self) -> None:
         state, loop = self.state, self.loop
@@ -253,6 +261,7 @@ class Run:
 
     def _evaluate(self) -> None:
         state = self.state
+        state.scored = state.step
         measures = {k: v for k, v in self.score(state.step).items() if math.isfinite(v)}
         self._write({"step": state.step, "seconds": round(state.seconds, 3), **measures})
         value = measures.get(self.loop.measure)

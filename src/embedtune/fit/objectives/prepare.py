@@ -28,6 +28,7 @@ from embedtune.fit.engine import total_steps
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
 from embedtune.recipes import MLM
 
+COUNTED = 10_000_000  # tokens counted at once
 HEAD_SHARE, MOST_HEAD_STEPS = 0.1, 300  # of the steps, a fresh head is trained alone this long
 
 
@@ -74,6 +75,8 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
         )
     rate = recipe.mask_rate or (0.30 if loaded.model.config.model_type == "modernbert" else 0.15)
     head_steps = _head_steps(recipe, loaded, len(train))
+    if loaded.fresh:
+        _start_at_frequencies(loaded, tokens, dev if dev_tokens is tokens else dev[:0])
     noise = KeyedNoise(recipe.loop.seed)
     loaded.model.to(derive.pick_device())
     key_dropout(loaded.model, noise)
@@ -153,6 +156,26 @@ def _head_steps(recipe: MLM, loaded: Loaded, rows: int) -> int:
     if recipe.head_steps is not None:
         return recipe.head_steps
     return min(MOST_HEAD_STEPS, max(1, int(HEAD_SHARE * total_steps(recipe.loop, rows, 0))))
+
+
+@torch.no_grad()
+def _start_at_frequencies(loaded: Loaded, tokens: Tokens, dev: np.ndarray) -> None:
+    """A fresh head's bias starts at the log frequency of each token in the training rows.
+
+    It then has nothing to learn that counting can tell: its first loss is the entropy of the words, not the log of
+    the vocabulary's size (10.7 became 7.6 on medical text), and the steps go into the language.
+    """
+    head = loaded.model.get_output_embeddings()
+    if head is None or head.bias is None:
+        return
+    size = len(head.bias)
+    counts = np.zeros(size)
+    for start in range(0, len(tokens.ids), COUNTED):
+        counts += np.bincount(tokens.ids[start : start + COUNTED], minlength=size)
+    for row in dev:
+        counts -= np.bincount(tokens.row(row), minlength=size)
+    counts[loaded.tokenizer.all_special_ids] = 0
+    head.bias.copy_(torch.from_numpy(np.log((counts + 1) / (counts + 1).sum())))
 
 
 def _grow_vocabulary(recipe: MLM, loaded: Loaded, columns: dict[str, str], remarks: list[str]) -> dict[str, Any]:
