@@ -177,8 +177,9 @@ def _fit_mlm(argv: list[str]) -> None:
     argv = _resume_takes_out(argv)
     place, recipe = Place(), recipes.MLM()
     resuming = "--resume" in argv and (not argv or argv[0].startswith("-"))
-    out = argv[argv.index("--out") + 1] if "--out" in argv[:-1] else place.out
-    source = Path(out + ".running/start.json") if resuming else None
+    split = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+    out = Path(split[split.index("--out") + 1] if "--out" in split[:-1] else place.out)
+    source = out.with_name(out.name + ".running") / "start.json" if resuming and out.name else None
     if source and source.is_file():
         recipe = recipes.from_table(recipes.MLM, _stored_recipe(source), str(source))
     elif argv and argv[0].endswith(".toml"):

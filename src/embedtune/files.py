@@ -6,6 +6,7 @@ after its bytes were flushed to the disk, and the parent directory is flushed af
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "manifest.json"
+# What a disk or a place refuses, as against a bug of ours.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 TEMPORARY = ".tmp"
 
 
@@ -62,6 +65,17 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
         where=str(path),
         fix="free some space or choose another --out; a run that was going is continued with --resume",
     )
+
+
+@contextmanager
+def disk_errors(place: Path) -> Iterator[None]:
+    """Inside the block, what the disk refuses is a UserError, whoever did the writing (other packages too)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise _cannot_write(Path(error.filename) if isinstance(error.filename, str) else place, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

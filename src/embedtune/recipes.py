@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -36,8 +37,8 @@ class Loop:
 
     # Seed of the data order, the masks, the dropout and every fresh weight.
     seed: int = 0
-    # Peak learning rate of AdamW.
-    lr: float = 5e-5
+    # Peak learning rate of AdamW (derived: what the task and a fresh head call for).
+    lr: float | None = None
     # Passes over the training data.
     epochs: float = 1.0
     # Stop after this many optimizer steps, if that comes before the epochs end.
@@ -152,7 +153,7 @@ def _build(kind: type, table: Mapping[str, Any], prefix: str, problems: list[str
         elif not fits(value, hints[key]):
             problems.append(f"{prefix + key!r} must be {describe(hints[key])}, not {value!r}")
         else:
-            values[key] = float(value) if hints[key] is float else value
+            values[key] = float(value) if hints[key] in (float, float | None) and value is not None else value
     return kind(**values)
 
 
@@ -167,6 +168,18 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def wrong_types(recipe: Any) -> list[str]:
+    """Values of a recipe made in Python that its fields do not take; data may be a list there."""
+    found = []
+    for name, hint in get_type_hints(type(recipe)).items():
+        value = getattr(recipe, name)
+        if dataclasses.is_dataclass(hint):
+            found += wrong_types(value) if isinstance(value, typing.cast(type, hint)) else [f"{name} must be a Loop"]
+        elif name not in ("train", "dev") and not fits(value, hint):
+            found.append(f"{name} must be {describe(hint)}, not {value!r}")
+    return found
 
 
 def describe(hint: Any) -> str:
@@ -205,18 +218,21 @@ def _toml(value: Any) -> str:
 
 def problems(recipe: Any) -> list[str]:
     """Every value out of its range, in words."""
-    loop, found = recipe.loop, []
+    loop, found = recipe.loop, wrong_types(recipe)
+    if found:
+        return found
 
     def need(ok: bool, message: str) -> None:
         if not ok:
             found.append(message)
 
-    need(0 < loop.lr < 1, f"lr must lie between 0 and 1, not {loop.lr}")
-    need(loop.epochs > 0, f"epochs must be positive, not {loop.epochs}")
+    need(loop.lr is None or 0 < loop.lr < 1, f"lr must lie between 0 and 1, not {loop.lr}")
+    need(0 < loop.epochs < math.inf, f"epochs must be positive and finite, not {loop.epochs}")
     need(loop.batch >= 1, f"batch must be at least 1, not {loop.batch}")
-    need(loop.warmup >= 0, f"warmup must not be negative, not {loop.warmup}")
+    need(0 <= loop.warmup < math.inf, f"warmup must not be negative, and finite, not {loop.warmup}")
+    need(-(2**63) <= loop.seed < 2**63, f"seed must fit into 64 bits, not {loop.seed}")
     need(loop.clip > 0, f"clip must be positive, not {loop.clip}")
-    need(loop.weight_decay >= 0, f"weight_decay must not be negative, not {loop.weight_decay}")
+    need(0 <= loop.weight_decay < math.inf, f"weight_decay must not be negative, and finite, not {loop.weight_decay}")
     for name in ("max_steps", "max_tokens", "eval_steps", "patience", "checkpoint_steps", "log_steps"):
         value = getattr(loop, name)
         need(value is None or value >= 1, f"{name} must be at least 1, not {value}")

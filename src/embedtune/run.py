@@ -52,19 +52,20 @@ def finetune(
     out = Path(out)
     if not out.name:
         raise UserError("is no name for an output folder", where=repr(str(out)), fix="--out finetuned-bert")
-    _check_recipe(recipe)
     home = running(out)
-    _check_places(out, home, resume, discard, force)
-    if _complete(home):
+    if resume and not discard and _complete(home):
         listener.note("the run was complete; only its last rename was missing")
         return _publish(home, out)
+    _check_recipe(recipe)
+    _check_places(out, home, resume, discard, force)
     existed = home.exists()
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
     try:
-        return _tune_mlm(recipe, home, out, resume, listener)
+        with files.disk_errors(home):
+            return _tune_mlm(recipe, home, out, resume, listener)
     except (UserError, KeyboardInterrupt):
         # A mistake found before anything was learned leaves nothing behind.
         if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
@@ -129,7 +130,8 @@ def _tune_mlm(recipe: MLM, home: Path, out: Path, resume: bool, listener: Any) -
     start = {"recipe": recipes.to_toml(recipe), **prepared.identity}
     loop = _agree(home, start, resume)
     if loop is None:
-        loop = resolve(recipe.loop, objective.model, prepared.max_length, objective.size, objective.head_steps)
+        shape = (prepared.max_length, objective.size, objective.head_steps)
+        loop = resolve(recipe.loop, objective.model, *shape, prepared.lr)
         _check_measure(loop.measure, objective.measures)
         weights = sum(p.numel() for p in objective.model.parameters()) * 4
         files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
@@ -178,13 +180,15 @@ def _scores(home: Path, prepared: Any, best_step: int) -> dict[str, Any]:
     measured = {
         r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in read_log(home) if "dev_loss" in r
     }
-    start = objective.head_steps
+    start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
+    against = "the base with its head trained alone" if start else "the base"
     scores: dict[str, Any] = {
         "baseline": measured[0],
         "head_alone": measured[start] if start else None,
         "tuned": measured[best_step],
         "best_step": best_step,
         "difference": None,
+        "against": "the untrained model" if prepared.recipe.scratch else against,
     }
     if best_step != start:
         a, b = (np.load(home / DATA / f"rows-{step}.npy", allow_pickle=False) for step in (start, best_step))

@@ -294,10 +294,10 @@ def _text_remarks(used: int, exact: int, near: float, unknown: float | None, len
         remarks.append(Remark(f"only {used:,} rows: too few to learn from", "give some thousands of rows"))
     if exact > MANY_DUPLICATES * used:
         what = f"{exact:,} rows ({exact / used:.1%}) repeat an earlier one"
-        remarks.append(Remark(what, "embedtune data clean DATA"))
+        remarks.append(Remark(what, "sort -u FILE > NEW drops the repeats; repeated text is learned repeatedly"))
     if near > MANY_NEAR:
         what = f"{near:.1%} of the rows nearly repeat an earlier one"
-        remarks.append(Remark(what, "embedtune data clean DATA"))
+        remarks.append(Remark(what, "remove boilerplate such as headers, footers and signatures"))
     if unknown is not None and unknown > MANY_UNKNOWN:
         what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
         remarks.append(Remark(what, "choose a model for this language with --model"))

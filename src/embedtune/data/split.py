@@ -66,13 +66,13 @@ def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Toke
     hashes, owners = _distinct(*next(_shingles(dev_tokens or tokens, dev, len(dev))))
     _, inverse, many = np.unique(hashes, return_inverse=True, return_counts=True)
     rare = (many <= COMMON)[inverse]
+    leaked = _repeated(tokens, train, dev, dev_tokens or tokens)
     if not rare.any():
-        return dev
+        return dev[leaked]
     hashes, owners = hashes[rare], owners[rare]
     order = np.argsort(hashes, kind="stable")
     hashes, owners = hashes[order], owners[order]
     total = np.bincount(owners, minlength=len(dev))
-    leaked = np.zeros(len(dev), bool)
     for block, rows in _shingles(tokens, train, ROWS):
         known = hashes[np.minimum(np.searchsorted(hashes, block), len(hashes) - 1)] == block
         block, rows = _distinct(block[known], rows[known])
@@ -84,6 +84,18 @@ def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Toke
         hit = pair % len(dev)
         leaked[hit[shared >= SAME * total[hit]]] = True
     return dev[leaked]
+
+
+def _repeated(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens) -> np.ndarray:
+    """(len(dev),) bool: rows that stand in `train` token for token, however common they are."""
+    places: dict[bytes, list[int]] = {}
+    for place, number in enumerate(dev):
+        places.setdefault(dev_tokens.row(number).tobytes(), []).append(place)
+    leaked = np.zeros(len(dev), bool)
+    for number in train:
+        if found := places.get(tokens.row(number).tobytes()):
+            leaked[found] = True
+    return leaked
 
 
 def _shingles(tokens: Tokens, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -74,8 +74,9 @@ def even_chunks(ids: np.ndarray, most: int) -> list[np.ndarray]:
 def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path) -> Tokens:
     """Tokenise a stream of text rows into `folder`, and map what was written.
 
-    Rows of more than `max_length` tokens (special tokens counted) are chunked; rows without any token of their own
-    (a line of control characters, say) are left out. `tokenizer` is a fast Hugging Face tokenizer; it is not changed.
+    Rows of more than `max_length` tokens (special tokens counted) are chunked; rows of which the tokenizer
+    knows nothing (control characters, or a script that it has never seen) are left out. `tokenizer` is a fast
+    Hugging Face tokenizer; it is not changed.
     """
     from tokenizers import Tokenizer
 
@@ -85,6 +86,8 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path)
     before, after = affixes(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     room, end, lines, chunked = max_length - len(before) - len(after), 0, 0, 0
+    barren = np.zeros(len(tokenizer), bool)
+    barren[tokenizer.all_special_ids] = True  # the unknown token is one of them
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         ids_file, rows_file = (stack.enter_context(files.growing(folder / n)) for n in ("ids.bin", "rows.bin"))
@@ -94,7 +97,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path)
             record = []
             for row, ids in zip(batch, found, strict=True):
                 document, line = row.document, (line + 1 if row.document == document else 0)
-                chunks = even_chunks(ids, room) if len(ids) else []
+                chunks = [] if barren[ids].all() else even_chunks(ids, room)
                 lines, chunked = lines + bool(chunks), chunked + (len(chunks) > 1)
                 for number, chunk in enumerate(chunks):
                     whole = np.concatenate([before, chunk, after]).astype(dtype)

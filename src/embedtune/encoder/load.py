@@ -139,7 +139,19 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise UserError("has no model.safetensors", where=str(folder), fix="download or copy the folder again")
     for file in weights:
         _check_weights(file)
+    _check_modules(folder)
     return config
+
+
+def _check_modules(folder: Path) -> None:
+    """Refuse module folders that lie outside of the model's: they would be copied into the new one."""
+    if not (folder / "modules.json").is_file():
+        return
+    modules = files.read_json(folder / "modules.json")
+    for module in modules if isinstance(modules, list) else [None]:
+        path = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
+            raise UserError("names no module folder inside the model's", where=str(folder / "modules.json"))
 
 
 def _check_weights(file: Path) -> None:

@@ -73,7 +73,7 @@ def _prune(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     named = set()
     for path in steps[-KEEP:]:
-        with suppress(UserError):  # damaged after it was written: `newest` will pass it over
+        with suppress(UserError, KeyError, TypeError):  # damaged after it was written: `newest` will pass it over
             named.add(files.read_json(path / "state.json")["best_step"])
     newest = max(named - {None}, default=-1)
     for path in folder.glob("best-???????"):

@@ -56,14 +56,15 @@ def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
     return max(max_length, min(16_384, int(free / 2 / per_token)))
 
 
-def resolve(loop: Loop, model: Any, max_length: int, size: int, head_steps: int) -> Loop:
-    """`loop` with every derived field filled in."""
+def resolve(loop: Loop, model: Any, max_length: int, size: int, head_steps: int, lr: float) -> Loop:
+    """`loop` with every derived field filled in; `lr` is what the task calls for."""
     device = next(model.parameters()).device
     precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")
     total = total_steps(loop, size, head_steps)
     tenth = max(1, -(-total // 10))
     return dataclasses.replace(
         loop,
+        lr=loop.lr or lr,
         precision=precision,
         max_tokens=loop.max_tokens or token_budget(model, max_length, precision == "bf16", free_bytes(device)),
         eval_steps=loop.eval_steps or tenth,

@@ -96,8 +96,9 @@ def train(
 ) -> Outcome:
     """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
 
-    `loop` must be resolved (no None but max_steps, minutes, patience). `score(step)` gives the dev measures. Continues
-    from the newest valid checkpoint under `home`. Raises Interrupted after a signal, its checkpoint written.
+    `loop` must be resolved (derive.py): no None but max_steps, minutes and patience. `score(step)` gives the dev
+    measures. Continues from the newest valid checkpoint under `home`. Raises Interrupted after a signal, its
+    checkpoint written.
     """
     total = total_steps(loop, objective.size, objective.head_steps)
     optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, loop.precision == "bf16")
@@ -183,12 +184,11 @@ class Run:
 
     def _step(self) -> None:
         state, loop = self.state, self.loop
-        body_step = max(0, state.step - self.objective.head_steps)
         epoch, rows = order.batch_rows(state.step, loop.batch, self.objective.size, loop.seed)
         result = self._forward_backward(epoch, rows)
         norm = self.optimizer.clip(loop.clip)
         if math.isfinite(result.loss) and math.isfinite(norm):
-            self.optimizer.step(self._rates(body_step))
+            self.optimizer.step(self._rates(state.step))
             state.skipped = 0
             state.loss_sum += result.loss
             state.loss_steps += 1
@@ -202,11 +202,11 @@ class Run:
         state.seconds += now - self.clock
         self.clock = now
 
-    def _rates(self, body_step: int) -> dict[str, float]:
-        if self.state.step < self.objective.head_steps:
+    def _rates(self, step: int) -> dict[str, float]:
+        if step < self.objective.head_steps:
             return {HEAD: HEAD_RATE, BODY: 0.0}
-        total = self.total - self.objective.head_steps
-        rate = self.loop.lr * factor(body_step, total, self.loop.schedule, self.loop.warmup)
+        body_step, total = step - self.objective.head_steps, self.total - self.objective.head_steps
+        rate = (self.loop.lr or 0.0) * factor(body_step, total, self.loop.schedule, self.loop.warmup)
         return {HEAD: rate, BODY: rate}
 
     def _forward_backward(self, epoch: int, rows: np.ndarray) -> Step:
@@ -248,9 +248,9 @@ class Run:
         seconds = state.seconds - self.logged_at
         record = {
             "step": state.step,
-            "epoch": round(state.step * self.loop.batch / self.objective.size, 6),
+            "epoch": round(state.step / order.steps_per_epoch(self.objective.size, self.loop.batch), 6),
             "loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
-            "lr": self._rates(max(0, state.step - 1 - self.objective.head_steps))[HEAD if head else BODY],
+            "lr": self._rates(state.step - 1)[HEAD if head else BODY],
             "tokens_per_second": round(state.log_tokens / seconds) if seconds > 0 else 0,
             "seconds": round(state.seconds, 3),
         }
@@ -265,8 +265,8 @@ class Run:
         measures = {k: v for k, v in self.score(state.step).items() if math.isfinite(v)}
         self._write({"step": state.step, "seconds": round(state.seconds, 3), **measures})
         value = measures.get(self.loop.measure)
-        # While a fresh head is trained alone there is nothing yet that could be better or worse.
-        if value is None or state.step < self.objective.head_steps:
+        # While a fresh head is trained alone there is nothing yet that could be better or worse, unless it ends there.
+        if value is None or (state.step < self.objective.head_steps and self._why_stop() is None):
             return
         if state.best is None or better(self.loop.measure, value, state.best):
             state.best, state.best_step, state.stale = value, state.step, 0

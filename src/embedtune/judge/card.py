@@ -12,6 +12,57 @@ LABELS = {
     "dev_loss_per_character": "loss per character (nats)",
 }
 
+CARD = """---
+library_name: sentence-transformers
+pipeline_tag: fill-mask
+tags: [sentence-transformers, embedtune, fill-mask]
+---
+
+# {title}
+
+Fine-tuned from `{base}` by masked language modelling with embedtune. {verdict}
+
+## Scores
+
+{table}
+
+Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the exponential
+of the loss per masked token.
+
+![loss](loss.png)
+
+## Text
+
+{text}
+
+## What happened
+
+{facts}
+
+## Limits
+
+- Lower masked-language loss means that the encoder knows this language better. It does not by itself mean better
+  retrieval or similarity; published results go both ways. Judge that on a task of yours.
+- The scores hold for text like the held-out rows.
+- Nothing was removed from the embeddings: they encode length, bias and whatever else the base encodes.
+
+## Recipe
+
+```toml
+{recipe}
+```
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM
+
+model = SentenceTransformer("path/to/this/folder")
+language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
+```
+"""
+
 
 def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of base against tuned, as text; the head alone has a column where there was a fresh one."""
@@ -28,7 +79,7 @@ def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def verdict(scores: Mapping[str, Any]) -> str:
     """The result in one sentence, with its interval."""
     change = scores.get("difference")
-    against = "the base with its head trained alone" if scores.get("head_alone") else "the base"
+    against = scores["against"]
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
     interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} rows"
@@ -46,60 +97,17 @@ def markdown(
     """README.md of the output folder, with the front matter that sentence-transformers and the hub read."""
     header, rows = score_table(scores)
     table = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    parts = [
-        "---",
-        "library_name: sentence-transformers",
-        "pipeline_tag: fill-mask",
-        "tags: [sentence-transformers, embedtune, fill-mask]",
-        "---",
-        "",
-        f"# {title}",
-        "",
-        f"Fine-tuned from `{base}` by masked language modelling with embedtune. {verdict(scores)}",
-        "",
-        "## Scores",
-        "",
-        *("| " + " | ".join(row) + " |" for row in table),
-        "",
-        "Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the "
-        "exponential of the loss per masked token.",
-        "",
-        "![loss](loss.png)",
-        "",
-        "## Text",
-        "",
-        *(
-            f"- {key.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"- {key.replace('_', ' ')}: {value}"
-            for key, value in profile.items()
-            if value not in (None, {}, [])
-        ),
-        "",
-        "## What happened",
-        "",
-        *(f"- {fact}" for fact in facts),
-        "",
-        "## Limits",
-        "",
-        "- Lower masked-language loss means that the encoder knows this language better. It does not by itself mean "
-        "better retrieval or similarity; published results go both ways. Judge that on a task of yours.",
-        "- The scores hold for text like the held-out rows.",
-        "- Nothing was removed from the embeddings: they encode length, bias and whatever else the base encodes.",
-        "",
-        "## Recipe",
-        "",
-        "```toml",
-        recipe.rstrip(),
-        "```",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from sentence_transformers import SentenceTransformer",
-        "from transformers import AutoModelForMaskedLM",
-        "",
-        'model = SentenceTransformer("path/to/this/folder")',
-        'language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")',
-        "```",
-        "",
+    text = [
+        f"- {key.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}"
+        for key, value in profile.items()
+        if value not in (None, {}, [])
     ]
-    return "\n".join(parts)
+    return CARD.format(
+        title=title,
+        base=base,
+        verdict=verdict(scores),
+        table="\n".join("| " + " | ".join(row) + " |" for row in table),
+        text="\n".join(text),
+        facts="\n".join(f"- {fact}" for fact in facts),
+        recipe=recipe.rstrip(),
+    )

@@ -158,7 +158,8 @@ class MaskedLanguageModel:
             position = np.concatenate([np.arange(len(row)) for row in masked.rows[first:last]])
             sample = np.repeat(numbers[first:last], [len(row) for row in masked.rows[first:last]])
             logits, labels = self._logits(masked, first, last, (step, sample, position))
-            part = weighted_cross_entropy(logits, labels, 1 / len(masked.labels))
+            # Rows of unknown characters alone have nothing to guess, and a batch may hold no others.
+            part = weighted_cross_entropy(logits, labels, 1 / max(1, len(masked.labels)))
             part.backward()
             loss += float(part.detach())
         return Step(loss, sum(len(row) for row in masked.rows))
@@ -184,7 +185,7 @@ class MaskedLanguageModel:
         index = torch.from_numpy(flat).to(device)
         with only_rows(self.model.base_model, index):
             logits = self.model(**inputs).logits
-        return logits.reshape(len(flat), -1), torch.from_numpy(masked.labels[mine]).to(device)
+        return logits.reshape(len(flat), logits.shape[-1]), torch.from_numpy(masked.labels[mine]).to(device)
 
     def _key_noise(self, noise: tuple, inputs: dict[str, Any], rows: list[np.ndarray]) -> None:
         step, sample, position = noise

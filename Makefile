@@ -1,0 +1,54 @@
+# make demo         text -> model -> length direction, in a few minutes, with nothing but this machine's own files
+# make test         the tests            make check        ruff and mypy
+# make reliability  the slow tests       make bench        every benchmark, one after the other
+# make clean        removes the environment and the caches; data.txt and finished models stay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BENCH := $(VENV)/.installed-bench
+OUT := finetuned-bert
+
+# Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test check bench reliability environment clean
+
+demo: $(INSTALLED) data.txt
+	$(BIN)/embedtune data check data.txt
+	$(BIN)/embedtune fit mlm data.txt --out $(OUT) --force --discard
+	$(BIN)/embedtune refine length $(OUT) --data data.txt
+
+# A data.txt of your own is used as it is.
+data.txt: | $(INSTALLED)
+	$(BIN)/embedtune data example --out data.txt --lines 8000
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+reliability: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED)
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(BENCH)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+environment: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[offline,dev]'
+	touch $@
+
+$(BENCH): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

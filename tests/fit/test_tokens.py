@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from conftest import corpus, tiny_tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from embedtune.data import tokens as module
+from embedtune.data.read import Row, read_texts
+from embedtune.data.tokens import affixes, even_chunks, open_tokens, pieces, tokenize
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def rows_of(texts, documents=None):
+    numbers = documents or range(len(texts))
+    return [Row({"text": text}, "x", n, d) for n, (text, d) in enumerate(zip(texts, numbers))]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(), min_size=1, max_size=300), st.integers(1, 40))
+def test_chunks_cover_everything_once_as_evenly_as_can_be(ids, most):
+    chunks = even_chunks(np.array(ids, object), most)
+    assert [n for chunk in chunks for n in chunk] == ids
+    sizes = [len(chunk) for chunk in chunks]
+    assert max(sizes) <= most and max(sizes) - min(sizes) <= 1
+    assert len(chunks) == -(-len(ids) // most)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="ab cé", max_size=200), st.integers(1, 20))
+def test_pieces_are_the_text_cut_at_blanks(text, limit):
+    parts = list(pieces(text, limit))
+    assert "".join(parts) == text
+    assert all(len(part) <= limit for part in parts)
+    for part in parts[:-1]:
+        assert part.endswith(" ") or " " not in part[max(0, limit // 2) : limit]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.text(alphabet="badefiko lm", max_size=200), min_size=1, max_size=12), st.integers(4, 30))
+def test_every_token_is_in_exactly_one_row(tokenizer, tmp_path_factory, texts, max_length):
+    """The rows without their special tokens, end to end, are what the tokenizer says of the text."""
+    found = tokenize(rows_of(texts), tokenizer, max_length, tmp_path_factory.mktemp("t"))
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    bare = [found.row(n)[1:-1].tolist() for n in range(len(found))]
+    assert sum(bare, []) == sum(expected, [])
+    for number in range(len(found)):
+        row = found.row(number)
+        assert (row[0], row[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert 3 <= len(row) <= max_length
+    assert found.lengths().tolist() == [len(found.row(n)) for n in range(len(found))]
+    assert found.lines == sum(map(bool, expected))
+    assert found.chunked == sum(len(ids) > max_length - 2 for ids in expected)
+    assert found.characters.sum() == sum(len(t) for t, ids in zip(texts, expected) if ids)
+
+
+def test_documents_and_lines_are_numbered(tokenizer, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("ba\nbe\n\nbi " + "bo " * 40 + "\nbu\n")
+    found = tokenize(read_texts(path), tokenizer, 24, tmp_path / "t")
+    table = list(zip(found.document.tolist(), found.line.tolist()))
+    assert table[:2] == [(0, 0), (0, 1)] and table[-1] == (1, 1)
+    assert set(table[2:-1]) == {(1, 0)} and len(table) > 4 and found.chunked == 1
+    assert np.array_equal(open_tokens(tmp_path / "t").ids, found.ids)
+
+
+def test_a_line_longer_than_a_piece_loses_nothing(tokenizer, tmp_path, monkeypatch):
+    text = corpus(40).replace("\n", " ").strip()
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(module, "PIECE", 100)
+    found = tokenize(rows_of([text, "ba"]), tokenizer, 50, tmp_path)
+    assert sum((found.row(n)[1:-1].tolist() for n in range(len(found) - 1)), []) == whole
+    assert found.lines == 2
+
+
+def test_rows_of_nothing_that_is_known_are_left_out(tokenizer, tmp_path):
+    """Only unknown characters or literal special tokens: there is nothing in them that could be masked."""
+    texts = ["ba", "\u200b", "☃ ☃", "[SEP]", "☃ ba", "[PAD] ☃"]
+    found = tokenize(rows_of(texts), tokenizer, 20, tmp_path)
+    assert found.lines == len(found) == 2
+    assert found.document.tolist() == [0, 4]
+
+
+def test_truncation_and_padding_of_the_tokenizer_are_not_obeyed(tokenizer, tmp_path):
+    limited = tiny_tokenizer()
+    limited.backend_tokenizer.enable_truncation(4)
+    limited.backend_tokenizer.enable_padding(length=9)
+    found = tokenize(rows_of(["ba be bi bo bu", "ba"]), limited, 64, tmp_path)
+    expected = [2 + len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("ba be bi bo bu", "ba")]
+    assert found.lengths().tolist() == expected
+
+
+def test_affixes(tokenizer):
+    assert affixes(tokenizer) == ([2], [3])
+
+
+def test_large_vocabularies_take_four_bytes(tokenizer, tmp_path):
+    large = tiny_tokenizer()
+    large.add_tokens([f"word{n}" for n in range(2**16)])
+    found = tokenize(rows_of([f"word{2**16 - 1} ba"]), large, 20, tmp_path)
+    assert found.ids.dtype == np.uint32 and found.row(0).max() == len(large) - 1

@@ -1,0 +1,107 @@
+"""kill -9 at any instant, resume, and the end is that of the uninterrupted run, bit for bit."""
+
+import random
+import signal
+
+import pytest
+from reliability.conftest import assert_clean, at_line, result
+
+KINDS = [("bert", "fp32"), ("bert", "bf16"), ("minilm", "bf16"), ("modernbert", "fp32")]
+
+
+def killed_chain(zygote, reference, out, kills, draw):
+    """Kill one run `kills` times at random instants, then let it end. Returns how many kills struck."""
+    folder, argv, whole = reference
+    steps = whole.log[-1]["step"]
+    struck = 0
+    for _ in range(kills):
+        home = folder / f"{out}.running"
+        resumed = ["--resume"] if home.exists() else []
+        now = (home / "log.jsonl").read_bytes().count(b"\n") if resumed and (home / "log.jsonl").exists() else 0
+        lines = draw.randrange(min(now, len(whole.log) - 3), len(whole.log) - 2)
+        delay = draw.random() * 0.02
+        ended = zygote.run([*argv, "--out", out, *resumed], folder,
+                           strike=at_line(home / "log.jsonl", lines, delay, signal.SIGKILL))  # fmt: skip
+        assert ended.status in (0, -signal.SIGKILL), ended.said
+        if ended.status == 0:
+            break
+        struck += 1
+        assert not (folder / out).exists()
+    else:
+        ended = zygote.run([*argv, "--out", out, *(["--resume"] if home.exists() else [])], folder)
+        assert ended.status == 0, ended.said
+    found = result(folder / out)
+    assert found.log == whole.log and found.files == whole.files
+    assert found.log[-1]["step"] == steps
+    assert_clean(folder / out)
+    return struck
+
+
+@pytest.mark.parametrize("kind, precision", KINDS)
+def test_killed_at_random_instants(zygote, reference, kind, precision):
+    """Five kills in one run of each kind: 20 in all; the log, the scores and every weight are the same."""
+    draw = random.Random(f"{kind} {precision}")
+    struck, chain = 0, 0
+    while struck < 5:
+        struck += killed_chain(zygote, reference(kind, precision), f"killed-{chain}", 5 - struck, draw)
+        chain += 1
+        assert chain < 20
+
+
+@pytest.mark.slow
+def test_killed_400_times(zygote, reference):
+    draw = random.Random(400)
+    struck, chain = 0, 0
+    while struck < 400:
+        kind = KINDS[chain % len(KINDS)]
+        struck += killed_chain(zygote, reference(*kind), f"long-{chain}", min(10, 400 - struck), draw)
+        chain += 1
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_checkpoint(zygote, reference, number, code):
+    folder, argv, whole = reference()
+    for lines in (2, 30):
+        out = f"stopped-{number}-{lines}"
+        home = folder / f"{out}.running"
+        ended = zygote.run([*argv, "--out", out], folder, strike=at_line(home / "log.jsonl", lines, 0, number))
+        assert ended.status == code, ended.said
+        assert "Traceback" not in ended.said
+        assert f"stopped by signal {int(number)}; checkpoint {out}.running/checkpoints/step-" in ended.said
+        assert "--resume" in ended.said
+        # The step that was running is in the checkpoint: nothing was lost.
+        last = int(sorted((home / "checkpoints").glob("step-*"))[-1].name.removeprefix("step-"))
+        assert f"step-{last:07d}" in ended.said
+        ended = zygote.run(["fit", "mlm", "--resume", out], folder)
+        assert ended.status == 0 and f"resumed at step {last}" in ended.said, ended.said
+        assert result(folder / out) == whole
+        assert_clean(folder / out)
+
+
+def test_a_second_signal_leaves_at_once(zygote, reference):
+    folder, argv, _ = reference()
+    fault = {"kind": "signal-twice", "at": 5, "watch": "save:6"}
+    ended = zygote.run([*argv, "--out", "twice"], folder, fault=fault)
+    assert ended.status == -signal.SIGTERM, ended.said
+    assert not (folder / "twice.running/checkpoints/step-0000006").exists()
+    ended = zygote.run([*argv, "--out", "twice", "--resume"], folder)
+    assert ended.status == 0, ended.said
+
+
+def test_ten_resumes_of_one_run(zygote, reference):
+    """Stopped again and again, several times inside one epoch, some right after resuming."""
+    folder, argv, whole = reference()
+    log = folder / "often.running/log.jsonl"
+    resumes, lines = 0, 0
+    for more in (1, 1, 1, 2, 5, 1, 7, 6, 1, 9):
+        resumed = ["--resume"] if log.exists() else []
+        lines = more + (log.read_bytes().count(b"\n") if resumed else 0)
+        ended = zygote.run([*argv, "--out", "often", *resumed], folder, strike=at_line(log, lines, 0, signal.SIGTERM))
+        if ended.status == 0:
+            break
+        assert ended.status == 143, ended.said
+        resumes += 1
+    if ended.status:
+        ended = zygote.run([*argv, "--out", "often", "--resume"], folder)
+    assert ended.status == 0 and resumes >= 6, ended.said
+    assert result(folder / "often") == whole
