@@ -62,7 +62,7 @@ def lines_of(corpus: str, count: int) -> Iterator[str]:
         yield from itertools.islice(text, count)
 
 
-def prepared(work: Path, home: Path, dev_rows: int, steps: int) -> Any:
+def prepared(work: Path, home: Path, dev_rows: int, steps: int, model: str | None = None) -> Any:
     """embedtune's own preparation of the corpus in `work`: the same rows and the same split in every process."""
     from embedtune.encoder.load import quiet
     from embedtune.fit.objectives.prepare import prepare_mlm
@@ -71,7 +71,7 @@ def prepared(work: Path, home: Path, dev_rows: int, steps: int) -> Any:
     quiet()
     loop = Loop(batch=BATCH, lr=LR, warmup=WARMUP, weight_decay=DECAY, max_steps=steps, epochs=1000)
     recipe = MLM(
-        train=str(work / "text.txt"), model=str(work / "start"), max_length=MAX_LENGTH, dev_rows=dev_rows,
+        train=str(work / "text.txt"), model=model or str(work / "start"), max_length=MAX_LENGTH, dev_rows=dev_rows,
         loop=loop,
     )  # fmt: skip
     return prepare_mlm(recipe, home, lambda text: None)
@@ -111,11 +111,10 @@ def result(stamps: list[float], counts: list[tuple[int, int]], **more: Any) -> d
 
 def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write the starting folder and the token rows that all systems share; tell what they are."""
-    from embedtune.encoder import load
-
     start = work / "start"
     start.mkdir()
-    load.save(load.load_mlm(load.find("all-MiniLM-L6-v2"), 0), start)
+    # The head that all start from is fresh but for its bias, which knows how often each token occurs.
+    prepared(work, work / "base", args.dev_rows, args.quality_steps, "all-MiniLM-L6-v2").objective.save(start)
     ready = prepared(work, work / "rows", args.dev_rows, args.quality_steps)
     objective = ready.objective
     if objective.head_steps or objective.loaded.padded:

@@ -60,7 +60,7 @@ def test_keys_never_change():
 
 def test_uniform_is_uniform():
     numbers = keyed.uniform(keyed.key(3, np.arange(100_000)))
-    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.min() >= 0 and numbers.max() < 1
     counts = np.histogram(numbers, bins=50, range=(0, 1))[0]
     assert ((counts - 2000) ** 2 / 2000).sum() < 95  # 49 degrees of freedom: p < 1e-4
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02

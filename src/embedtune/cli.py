@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -102,7 +103,13 @@ class Length:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminated)
     raise SystemExit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _terminated(number: int, frame: object) -> None:
+    """SIGTERM outside the training loop (which catches it itself): unwind, so that nothing half-made stays."""
+    raise Interrupted("stopped by signal 15", 128 + number)
 
 
 def run(argv: list[str]) -> int:
@@ -120,10 +127,10 @@ def run(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_USER
     except Interrupted as error:
-        print(f"{error}\n  continue: the same command with --resume", file=sys.stderr)
+        print(error, file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
-        print("interrupted before anything was learned", file=sys.stderr)
+        print("stopped by signal 2", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output went away; keep the interpreter from complaining about it at exit.

@@ -26,7 +26,7 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after its checkpoint was written; `code` is 130 or 143."""
+    """A signal stopped the run (inside the loop after a checkpoint was written); `code` is 130 or 143."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

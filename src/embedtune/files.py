@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 # What a disk or a place refuses, as against a bug of ours.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 TEMPORARY = ".tmp"
+LOCK = ".lock"
 
 
 def _fsync(path: Path) -> None:
@@ -57,14 +58,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    space = ""
-    with suppress(OSError):
-        space = f" ({shutil.disk_usage(path.parent).free:,} bytes free there)"
-    return UserError(
-        f"cannot be written: {error.strerror}{space}",
-        where=str(path),
-        fix="free some space or choose another --out; a run that was going is continued with --resume",
-    )
+    what, fix = f"cannot be written: {error.strerror}", "choose another place, or mend this one"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        fix = "free some space"
+        with suppress(OSError):
+            what += f" ({shutil.disk_usage(path.parent).free:,} bytes free there)"
+    return UserError(what, where=str(path), fix=f"{fix}; a run that was going is continued with --resume")
 
 
 @contextmanager
@@ -198,6 +197,24 @@ def move_directory(source: Path, target: Path) -> None:
     except OSError as error:
         raise _cannot_write(target, error) from error
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; a second one gets a UserError. A kill frees it, since the system does."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where nothing keeps two runs apart
+        yield
+        return
+    with open(folder / LOCK, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                "another process is at work in it", where=str(folder), fix="wait for it, or stop it"
+            ) from error
+        yield
 
 
 def append_line(path: Path, line: str) -> None:

@@ -90,10 +90,10 @@ def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> Non
             axis.axvspan(0, max(alone), color="#f2e6d8", zorder=0, linewidth=0)
         top.annotate(
             "fresh head alone",
-            (max(alone), 1),
+            (max(alone), 0),
             xycoords=("data", "axes fraction"),
             fontsize=8,
-            xytext=(4, -10),
+            xytext=(4, 6),
             textcoords="offset points",
             color="#8a6d3b",
         )

@@ -197,12 +197,19 @@ def to_toml(recipe: Any) -> str:
     for item in dataclasses.fields(recipe):
         value = getattr(recipe, item.name)
         if isinstance(value, Loop):
-            loop = [
-                f"{f.name} = {_toml(v)}" for f in dataclasses.fields(value) if (v := getattr(value, f.name)) is not None
-            ]
-        elif value is not None:
-            own.append(f"{item.name} = {_toml(value)}")
+            loop = [line for f in dataclasses.fields(value) if (line := _line(value, f.name))]
+        elif line := _line(recipe, item.name):
+            own.append(line)
     return "\n".join([f'task = "{task_of(recipe)}"', *own, "", "[loop]", *loop]) + "\n"
+
+
+def _line(table: Any, name: str) -> str:
+    """`name = value`; a whole number in a field of numbers is written as one (2.0), as it is read again."""
+    value = getattr(table, name)
+    if value is None:
+        return ""
+    real = get_type_hints(type(table))[name] in (float, float | None)
+    return f"{name} = {_toml(float(value) if real else value)}"
 
 
 def _toml(value: Any) -> str:

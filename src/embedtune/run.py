@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import files, recipes
-from embedtune.errors import UserError, did_you_mean
+from embedtune.errors import Interrupted, UserError, did_you_mean
 from embedtune.judge import card, compare
 from embedtune.recipes import MLM
 
@@ -64,9 +64,9 @@ def finetune(
     except OSError as error:
         raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
     try:
-        with files.disk_errors(home):
+        with files.disk_errors(home), files.locked(home):
             return _tune_mlm(recipe, home, out, resume, listener)
-    except (UserError, KeyboardInterrupt):
+    except (UserError, Interrupted, KeyboardInterrupt):
         # A mistake found before anything was learned leaves nothing behind.
         if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
             shutil.rmtree(home, ignore_errors=True)
@@ -99,8 +99,9 @@ def _check_places(out: Path, home: Path, resume: bool, discard: bool, force: boo
         raise UserError(
             "exists already", where=str(out), fix="another --out, or --force to replace it when the run is done"
         )
-    if discard:
-        shutil.rmtree(home, ignore_errors=True)
+    if discard and home.is_dir():
+        with files.locked(home):
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def _complete(home: Path) -> bool:
@@ -109,7 +110,7 @@ def _complete(home: Path) -> bool:
 
 def _publish(home: Path, out: Path) -> Finished:
     """Drop what only the run needed, and give the folder its final name."""
-    for name in (CHECKPOINTS, DATA, BASE, "start.json"):
+    for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK):
         path = home / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -3,12 +3,12 @@ import gc
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, PACKED
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM
 
+from conftest import KINDS, PACKED
 from embedtune.encoder import load, varlen
 
 CPU = torch.device("cpu")
@@ -178,7 +178,10 @@ def test_a_sequence_does_not_see_its_neighbours(pair):
     loaded, _ = pair("bert")
     first, second, other = rows_of([9, 30, 30], len(loaded.tokenizer))
     with torch.no_grad():
-        states = [loaded.model.base_model(**varlen.pack([first, mate], 0)).last_hidden_state[0, :9] for mate in (second, other)]
+        states = [
+            loaded.model.base_model(**varlen.pack([first, mate], 0)).last_hidden_state[0, :9]
+            for mate in (second, other)
+        ]
     torch.testing.assert_close(*states, atol=1e-6, rtol=0)
 
 
@@ -212,7 +215,9 @@ def test_what_cannot_be_packed_runs_padded_and_right(pair):
             torch.testing.assert_close(together[number, : len(row)], alone, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind, offset", [("bert", 0), ("modernbert", 0), ("distilbert", 0), ("roberta", 2), ("mpnet", 2)])
+@pytest.mark.parametrize(
+    "kind, offset", [("bert", 0), ("modernbert", 0), ("distilbert", 0), ("roberta", 2), ("mpnet", 2)]
+)
 def test_position_offset(pair, kind, offset):
     loaded, _ = pair(kind)
     assert varlen.position_offset(loaded.model) == offset

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import corpus
 from transformers import AutoModelForMaskedLM
 
+from conftest import corpus
 from embedtune.data.read import read_texts
 from embedtune.data.tokens import tokenize
 from embedtune.encoder import load, varlen
@@ -69,7 +69,9 @@ def test_masks_are_a_function_of_seed_epoch_and_row_alone():
         alone = MASKER.mask([rows[number]], np.array([number]), 0.15, 5, 1).rows[0]
         assert np.array_equal(alone, together.rows[number])
         assert np.array_equal(alone, turned.rows[29 - number])
-    others = [MASKER.mask(rows, np.arange(30) + add, 0.15, *key) for add, key in [(0, (5, 2)), (0, (6, 1)), (1, (5, 1))]]
+    others = [
+        MASKER.mask(rows, np.arange(30) + add, 0.15, *key) for add, key in [(0, (5, 2)), (0, (6, 1)), (1, (5, 1))]
+    ]
     for other in others:
         same = [np.array_equal(a, b) for a, b in zip(together.rows, other.rows)]
         assert sum(same) <= 1
@@ -240,7 +242,9 @@ def test_a_fresh_head_is_tied_and_trains_alone(objective):
 
 
 def test_the_same_fresh_head_for_the_same_seed(tiny_model):
-    heads = [load.load_mlm(tiny_model("minilm"), seed).model.cls.predictions.transform.dense.weight for seed in (1, 1, 2)]
+    heads = [
+        load.load_mlm(tiny_model("minilm"), seed).model.cls.predictions.transform.dense.weight for seed in (1, 1, 2)
+    ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from conftest import corpus, tiny_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from conftest import corpus, tiny_tokenizer
 from embedtune.data import tokens as module
 from embedtune.data.read import Row, read_texts
 from embedtune.data.tokens import affixes, even_chunks, open_tokens, pieces, tokenize

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from conftest import corpus
 
 HERE = Path(__file__).parent
@@ -68,10 +70,10 @@ def zygote():
     made.process.wait(timeout=30)
 
 
-RUN = (
+RUN = shlex.split(
     "fit mlm text.txt --model model --epochs 4 --batch 16 --checkpoint-steps 3 --eval-steps 5 --log-steps 1 "
     "--dev-rows 16 --max-tokens 256 --seed 3 --lr 1e-3"
-).split()
+)
 
 
 def place(folder: Path, model: Path, lines: int = 160) -> Path:
@@ -103,7 +105,7 @@ def result(out: Path) -> Result:
 def assert_clean(out: Path) -> None:
     """Nothing but the finished folder is left: no temporary file, no running folder."""
     assert not out.with_name(out.name + ".running").exists() and not out.with_name(out.name + ".old").exists()
-    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp")]
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name.startswith(".")]
     assert not (out / "checkpoints").exists() and not (out / "data").exists() and not (out / "start.json").exists()
 
 

@@ -1,22 +1,24 @@
-"""Every call that changes the disk, one after the other: killed there, failed there; then --resume, and no harm done."""
+"""Every call that changes the disk, one after the other: killed there, failed there; then resumed, and no harm done."""
 
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
-from reliability.conftest import SOURCE, assert_clean, place, result
 
 from embedtune.fit import checkpoint
+from reliability.conftest import SOURCE, assert_clean, place, result
 
-RUN = (
+RUN = shlex.split(
     "fit mlm text.txt --model model --epochs 3 --max-steps 12 --batch 16 --checkpoint-steps 3 --eval-steps 3 --log-steps 1 "
     "--dev-rows 16 --max-tokens 256 --seed 3 --lr 3e-3 --warmup 0 --schedule constant --precision fp32"
-).split()
+)
 SAVE, FINISH = "save:9", "finish"
 
 
@@ -128,33 +130,37 @@ def test_killed_at_every_call_of_the_end(stage, part):
         at_end.assert_ends_well("base", folder)
 
 
-@pytest.mark.parametrize("kind", ["enospc", "enospc-on", "eio"])
-def test_a_disk_that_fails_at_any_call_of_one_save(stage, kind):
+@pytest.mark.parametrize(
+    "kind, part, of",
+    [("enospc-on", 0, 3), ("enospc", 1, 6), ("eio", 2, 6)]
+    + [pytest.param(kind, 0, 1, marks=pytest.mark.slow) for kind in ("enospc-on", "enospc", "eio")],
+)
+def test_a_disk_that_fails_at_any_call_of_one_save(stage, kind, part, of):
     """Exit 2 with one message; the previous checkpoint is as it was, nothing half-written is left, resume works."""
     at_save = stage(SAVE)
     fallible = ("create", "write", "fsync", "rename", "mkdir")
-    places = [n for n, call in enumerate(at_save.calls, 1) if call.split()[0] in fallible]
+    places = [n for n, call in enumerate(at_save.calls, 1) if call.split()[0] in fallible][part::of]
     for number, folder, status, said in at_save.each(kind, places):
         assert status == 2, (number, at_save.calls[number - 1], said)
-        assert "Traceback" not in said and "cannot be written" in said and "bytes free" in said
+        assert "Traceback" not in said and "cannot be written" in said
+        assert ("bytes free" in said) == kind.startswith("enospc")
         home = folder / "base.running"
         assert not [p for p in home.rglob("*.tmp")], at_save.calls[number - 1]
         found = checkpoint.newest(home / "checkpoints")
         assert found is not None and found[0].step in (6, 9) and found[2] == []
-        if number % 10 == 0:
+        if number in places[1::4]:
             at_save.assert_ends_well("base", folder)
 
 
-@pytest.mark.parametrize("kind", ["enospc-on"])
-def test_a_disk_that_fails_at_the_end(stage, kind):
+def test_a_disk_that_fails_at_the_end(stage):
     at_end = stage(FINISH)
     fallible = ("create", "write", "mkdir")
     places = [n for n, call in enumerate(at_end.calls, 1) if call.split()[0] in fallible]
-    for number, folder, status, said in at_end.each(kind, places):
+    for number, folder, status, said in at_end.each("enospc-on", places):
         assert status == 2, (number, at_end.calls[number - 1], said)
         assert "Traceback" not in said and "No space left on device" in said
         assert (folder / "base.running").exists() and not (folder / "base").exists()
-        if number % 8 == 0:
+        if number in places[1::4]:
             at_end.assert_ends_well("base", folder)
 
 
@@ -192,7 +198,8 @@ def damage_text(home, newest):
 
 
 def damage_best(home, newest):
-    best = sorted((home / "checkpoints").glob("best-*"))[-1]
+    """The best weights that only the newest checkpoint names."""
+    best = home / "checkpoints" / "best-0000006"
     (best / "weights.safetensors").unlink()
 
 
@@ -265,14 +272,13 @@ def test_killed_by_the_kernels_own_count(stage, call, when):
     name = f"strace-{call}-{when}"
     made.copy(name)
     env = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    inject = ["strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "-e", f"trace={call}"]
+    inject = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}"]
     command = [*inject, "-e", f"inject={call}:signal=KILL:when={when}", sys.executable, "-m", "embedtune.cli"]
     done = subprocess.run([*command, "fit", "mlm", "--resume", name], cwd=made.folder, env=env, capture_output=True,
                           text=True, check=False)  # fmt: skip
     assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
-    if "slow" not in str(when) and (call, when) in (("fsync", 30), ("rename", 12)):
+    if (call, when) in (("fsync", 30), ("rename", 12)):  # these do strike
         assert done.returncode != 0 and not (made.folder / name).exists()
-    # The picture of a run that strace did not kill in time is a real one; everything else is the same.
     made.assert_ends_well(name)
 
 
@@ -288,7 +294,9 @@ def test_changed_things_are_refused_with_a_list(stage):
 
     before = {p: p.read_bytes() for p in (made.folder / "base.running").rglob("*") if p.is_file()}
     refused("--lr", "2e-3", says=["1 thing(s)", "recipe: lr = 0.002 (was 0.003)"])
-    refused("--batch", "8", "--whole-words", says=["2 thing(s)", "batch = 8 (was 16)", "whole_words = true (was false)"])
+    refused(
+        "--batch", "8", "--whole-words", says=["2 thing(s)", "batch = 8 (was 16)", "whole_words = true (was false)"]
+    )
     original = text.read_bytes()
     text.write_bytes(original + b"one more line\n")
     refused(says=["training data:"])
@@ -300,7 +308,7 @@ def test_changed_things_are_refused_with_a_list(stage):
     weights.write_bytes(kept)
     tokenizer = model / "tokenizer.json"
     kept = tokenizer.read_text()
-    tokenizer.write_text(kept.replace('"lowercase":true', '"lowercase":false').replace('"lowercase": true', '"lowercase": false'))
+    tokenizer.write_text(re.sub(r'"lowercase": ?true', '"lowercase":false', kept))
     assert tokenizer.read_text() != kept
     refused(says=["tokenizer:"])
     tokenizer.write_text(kept)
@@ -343,9 +351,9 @@ def test_discard_and_force(stage):
 
 def test_resume_without_naming_the_data(stage):
     made = stage(SAVE)
-    for name, flags in [("short", ["--resume", "short"]), ("slash", ["--resume", "slash/"]), ("equals", ["--resume", "--out=equals"])]:
+    flags_of = {"short": ["--resume", "short"], "slash": ["--resume", "slash/"], "equals": ["--resume", "--out=equals"]}
+    for name, flags in flags_of.items():
         made.copy(name)
         ended = made.zygote.run(["fit", "mlm", *flags], made.folder)
         assert ended.status == 0, ended.said
         assert result(made.folder / name) == made.whole
-

@@ -1,9 +1,11 @@
 """kill -9 at any instant, resume, and the end is that of the uninterrupted run, bit for bit."""
 
 import random
+import shutil
 import signal
 
 import pytest
+
 from reliability.conftest import assert_clean, at_line, result
 
 KINDS = [("bert", "fp32"), ("bert", "bf16"), ("minilm", "bf16"), ("modernbert", "fp32")]
@@ -105,3 +107,21 @@ def test_ten_resumes_of_one_run(zygote, reference):
         ended = zygote.run([*argv, "--out", "often", "--resume"], folder)
     assert ended.status == 0 and resumes >= 6, ended.said
     assert result(folder / "often") == whole
+
+
+def test_a_run_from_scratch_resumes_with_the_base_it_was_started_from(zygote, reference):
+    """Killed in its first step, when its own tokenizer and first weights lie in OUT.running, and at the very end."""
+    folder, argv, _ = reference()
+    config = '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, '
+    (folder / "small.json").write_text(config + '"intermediate_size": 64, "max_position_embeddings": 64}')
+    argv = [*argv, "--scratch", "--model", "small.json", "--vocab-size", "250", "--epochs", "2"]
+    assert zygote.run([*argv, "--out", "scratch"], folder).status == 0
+    whole = result(folder / "scratch")
+    for watch in ("save:3", "save:9", "finish"):
+        ended = zygote.run([*argv, "--out", "cut"], folder, fault={"kind": "kill", "at": 2, "watch": watch})
+        assert ended.status == -signal.SIGKILL, ended.said
+        ended = zygote.run(["fit", "mlm", "--resume", "cut"], folder)
+        assert ended.status == 0, ended.said
+        assert result(folder / "cut") == whole
+        assert_clean(folder / "cut")
+        shutil.rmtree(folder / "cut")

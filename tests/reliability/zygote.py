@@ -20,15 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import faults  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401
-import torch  # noqa: E402
 import tokenizers.trainers  # noqa: E402, F401
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
+import torch  # noqa: E402
 import transformers.convert_slow_tokenizer  # noqa: E402, F401
 import transformers.models.auto.modeling_auto  # noqa: E402
 import transformers.models.bert.modeling_bert  # noqa: E402, F401
 import transformers.models.modernbert.modeling_modernbert  # noqa: E402, F401
 import transformers.tokenization_utils_tokenizers  # noqa: E402, F401
 import tyro  # noqa: E402, F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 import embedtune.cli  # noqa: E402
 import embedtune.fit.objectives.prepare  # noqa: E402, F401

@@ -190,14 +190,14 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
 
     Raises UserError where encoder weights are missing, damaged or not finite, or where the tokenizer does not fit.
     """
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     quiet()
     varlen.register()
     check_folder(folder)
-    tokenizer = load_tokenizer(folder)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _open_config(folder)
     changed = _without_attention_dropout(config)
+    tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
@@ -209,7 +209,7 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
             output_loading_info=True,
             attn_implementation=_attention_for(config),
         )
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         raise UserError(
             f"cannot be opened as a masked language model: {_first_line(error)}", where=str(folder)
         ) from error
@@ -226,6 +226,15 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
     loaded.offset, loaded.padded = varlen.position_offset(model), varlen.why_padded(model)
     return loaded
+
+
+def _open_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - as with tokenizers: many kinds, one meaning
+        raise UserError(f"cannot be used: {_first_line(error)}", where=str(folder / "config.json")) from error
 
 
 def _attention_for(config: Any) -> str:

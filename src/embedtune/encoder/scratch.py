@@ -22,7 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make(kind: str, texts: Iterable[str], vocab_size: int, seed: int, folder: Path) -> None:
-    """Write a fresh model folder: `kind` is bert, modernbert or the path of a config.json.
+    """Write a fresh model folder: `kind` is bert, modernbert or the path of a config.json; `texts` is read twice.
 
     Raises UserError where the config cannot be used.
     """
@@ -42,15 +42,21 @@ def make(kind: str, texts: Iterable[str], vocab_size: int, seed: int, folder: Pa
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Any:
-    """A lower-casing WordPiece tokenizer (BERT's) trained on a stream of texts."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A lower-casing WordPiece tokenizer (BERT's) trained on a stream of texts; the same texts give the same one.
+
+    The library numbers the characters that continue a word in the order of a hash table that differs from run to
+    run, and breaks ties by these numbers. So it trains twice: the second time these characters are numbered by us.
+    """
+    if iter(texts) is texts:
+        raise TypeError("texts are read twice: a list, or an object whose __iter__ starts anew")
+    from tokenizers import Tokenizer, decoders, processors
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False)
-    backend.train_from_iterator(texts, trainer)
+    vocabulary = _train(texts, vocab_size, []).get_vocab()
+    inner = sorted(piece for piece in vocabulary if piece.startswith("##") and len(piece) == 3)
+    state = json.loads(_train(texts, vocab_size, inner).to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in SPECIAL]
+    backend = Tokenizer.from_str(json.dumps(state))
     backend.decoder = decoders.WordPiece(prefix="##")
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -64,6 +70,19 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> Any:
         mask_token="[MASK]",
         model_max_length=512,
     )
+
+
+def _train(texts: Iterable[str], vocab_size: int, first: list[str]) -> Any:
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.train_from_iterator(
+        texts,
+        trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *first], show_progress=False),
+    )
+    return backend
 
 
 def _config(kind: str, tokenizer: Any) -> Any:

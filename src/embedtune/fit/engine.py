@@ -164,7 +164,10 @@ class Run:
             if stopped or state.step % (loop.checkpoint_steps or 1) == 0:
                 path = self._save()
                 if stopped:
-                    raise Interrupted(f"stopped by signal {stopped[0]}; checkpoint {path}", 128 + stopped[0])
+                    message = (
+                        f"stopped by signal {stopped[0]}; checkpoint {path}\n  continue: the same command, --resume"
+                    )
+                    raise Interrupted(message, 128 + stopped[0])
         if state.loss_steps:
             self._log()
         if state.scored != state.step:
@@ -203,10 +206,12 @@ class Run:
         self.clock = now
 
     def _rates(self, step: int) -> dict[str, float]:
-        if step < self.objective.head_steps:
+        """Learning rate of head and body at `step` (0-based)."""
+        head_steps = self.objective.head_steps
+        if step < head_steps:
             return {HEAD: HEAD_RATE, BODY: 0.0}
-        body_step, total = step - self.objective.head_steps, self.total - self.objective.head_steps
-        rate = (self.loop.lr or 0.0) * factor(body_step, total, self.loop.schedule, self.loop.warmup)
+        scale = factor(step - head_steps, self.total - head_steps, self.loop.schedule, self.loop.warmup)
+        rate = (self.loop.lr or 0.0) * scale
         return {HEAD: rate, BODY: rate}
 
     def _forward_backward(self, epoch: int, rows: np.ndarray) -> Step:

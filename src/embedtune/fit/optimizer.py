@@ -111,10 +111,13 @@ class Optimizer:
 
 
 def _collector(master: nn.Parameter):  # noqa: ANN202 - a hook for autograd
+    # One buffer for the whole run: fresh memory of this size costs more in page faults than the sum itself.
+    buffer = torch.empty_like(master)
+
     def collect(parameter: Tensor) -> None:
         assert parameter.grad is not None
         if master.grad is None:
-            master.grad = parameter.grad.float()
+            master.grad = buffer.copy_(parameter.grad)
         else:
             master.grad.add_(parameter.grad)
         parameter.grad = None

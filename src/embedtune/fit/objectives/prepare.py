@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from embedtune import files
 from embedtune.data import split, vocabulary
 from embedtune.data.columns import parse_columns
+from embedtune.data.formats import BLANK
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.tokens import Tokens, tokenize
 from embedtune.encoder import load, scratch
@@ -134,10 +134,22 @@ def _open_model(recipe: MLM, columns: dict[str, str], home: Path) -> Loaded:
     if not recipe.scratch:
         return load.load_mlm(load.find(recipe.model or DEFAULT), seed)
     base = home / "base"
-    shutil.rmtree(base, ignore_errors=True)
-    texts = (row.values["text"] for row in read_texts(recipe.train, columns=columns, bad_rows=recipe.bad_rows))
-    scratch.make(recipe.model or "bert", texts, recipe.vocab_size, seed, base)
+    if files.damage(base) is not None:  # a resumed run goes on with the base that it was started from
+        kind, texts = recipe.model or "bert", _Texts(recipe, columns)
+        files.write_directory(base, lambda p: scratch.make(kind, texts, recipe.vocab_size, seed, p), {"kind": kind})
     return load.load_mlm(base, seed)
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The training texts, from the start whenever they are asked for."""
+
+    recipe: MLM
+    columns: dict[str, str]
+
+    def __iter__(self) -> Iterator[str]:
+        rows = read_texts(self.recipe.train, columns=self.columns, bad_rows=self.recipe.bad_rows)
+        return (row.values["text"] for row in rows)
 
 
 def _row_length(recipe: MLM, loaded: Loaded) -> int:
@@ -204,7 +216,7 @@ def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, ma
     out = list(counts.notes)
     out += [
         f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
-        for reason, n in counts.rejected.items()
+        for reason, n in _left_out(counts).items()
     ]
     out += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
     if counts.ignored:
@@ -227,6 +239,15 @@ def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, ma
     return out
 
 
+def _left_out(counts: Counts) -> dict[str, int]:
+    """Rows that were rejected; blank lines separate documents and are no loss."""
+    return {reason: n for reason, n in counts.rejected.items() if reason != BLANK.reason}
+
+
+def _words(tally: dict[str, int]) -> str | None:
+    return ", ".join(f"{n:,} {reason}" for reason, n in tally.items()) or None
+
+
 def _profile(
     recipe: MLM, counts: Counts, dev_counts: Counts | None, tokens: Tokens, train: int, dev: int
 ) -> dict[str, Any]:
@@ -238,8 +259,9 @@ def _profile(
         "sha256": counts.sha256,
         "lines": counts.rows,
         "lines_used": counts.used,
-        "left_out": counts.rejected,
-        "mended": counts.replaced,
+        "blank_lines": counts.rejected.get(BLANK.reason),
+        "left_out": _words(_left_out(counts)),
+        "mended": _words(counts.replaced),
         "rows": len(tokens),
         "train_rows": train,
         "dev_rows": dev,

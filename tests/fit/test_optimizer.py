@@ -1,0 +1,124 @@
+import copy
+
+import pytest
+import torch
+
+from embedtune.fit.optimizer import BODY, HEAD, Optimizer
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8), torch.nn.Linear(8, 3))
+
+
+def learn(net, optimizer, steps, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        dtype = next(net.parameters()).dtype
+        net(torch.randn(5, 8, generator=draw).to(dtype)).square().mean().backward()
+        optimizer.step({HEAD: 1e-2, BODY: 1e-3})
+        optimizer.clear()
+
+
+def test_it_is_adamw_without_decay_on_vectors():
+    mine, theirs = model(), model()
+    optimizer = Optimizer(mine, [], 0.1, bf16=False)
+    matrices = [p for p in theirs.parameters() if p.ndim > 1]
+    vectors = [p for p in theirs.parameters() if p.ndim == 1]
+    stock = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-3
+    )
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        x = torch.randn(5, 8, generator=draw)
+        for net in (mine, theirs):
+            net(x).square().mean().backward()
+        optimizer.step({HEAD: 1.0, BODY: 1e-3})
+        optimizer.clear()
+        stock.step()
+        stock.zero_grad()
+    for one, two in zip(mine.parameters(), theirs.parameters()):
+        torch.testing.assert_close(one, two, atol=1e-7, rtol=1e-6)
+
+
+def test_the_head_has_a_rate_of_its_own():
+    net = model()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=False)
+    net(torch.ones(2, 8)).square().mean().backward()
+    optimizer.step({HEAD: 1e-2, BODY: 0.0})
+    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved == {"2.weight", "2.bias"}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_state_and_load_go_on_with_the_same_bits(bf16):
+    whole, part, rest = model(), model(), model()
+    one = Optimizer(whole, ["2.weight"], 0.01, bf16)
+    learn(whole, one, 3)
+    saved = {name: tensor.clone() for name, tensor in one.state().items()}
+    learn(whole, one, 4, seed=5)
+    two = Optimizer(rest, ["2.weight"], 0.01, bf16)
+    two.load(saved)
+    learn(rest, two, 4, seed=5)
+    for name, tensor in one.state().items():
+        assert torch.equal(tensor, two.state()[name]), name
+    assert len(saved) == 4 * 6  # a weight, a step and two moments each
+    assert part is not None
+
+
+def test_a_state_of_something_else_is_refused():
+    net = model()
+    optimizer = Optimizer(net, [], 0.0, bf16=False)
+    learn(net, optimizer, 1)
+    state = optimizer.state()
+    with pytest.raises(KeyError, match="more.weight"):
+        optimizer.load({**state, "more.weight": torch.zeros(1)})
+    state.pop("weight.0.bias")
+    with pytest.raises(KeyError):
+        optimizer.load(state)
+
+
+def test_bf16_accumulates_in_float32():
+    """A thousand small gradients on top of a large one: lost in bf16, kept in the masters' gradients."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    optimizer = Optimizer(net, [], 0.0, bf16=True)
+    assert net.weight.dtype == torch.bfloat16 and optimizer.masters["weight"].dtype == torch.float32
+    for size in [1.0] + [2.0**-10] * 1024:
+        (net.weight * torch.tensor(size, dtype=torch.bfloat16)).sum().backward()
+        assert net.weight.grad is None
+    assert optimizer.masters["weight"].grad.item() == 2.0
+    assert optimizer.clip(1.0) == 2.0 and optimizer.masters["weight"].grad.item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_working_copies_follow_and_release_gives_the_masters():
+    net = model()
+    optimizer = Optimizer(net, [], 0.0, bf16=True)
+    learn(net, optimizer, 3)
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, optimizer.masters[name].bfloat16())
+    optimizer.release()
+    for name, parameter in net.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, optimizer.masters[name])
+
+
+def test_frozen_parameters_keep_their_gradients_hooks():
+    """A body that is frozen at first and freed later learns in bf16 as well."""
+    net = model()
+    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=True)
+    for frozen in (True, False):
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(not frozen or name.startswith("2."))
+        net(torch.ones(2, 8, dtype=torch.bfloat16)).square().mean().backward()
+        have = {name for name, master in optimizer.masters.items() if master.grad is not None}
+        assert have == ({"2.weight", "2.bias"} if frozen else set(optimizer.masters))
+        optimizer.clear()
+
+
+def test_the_norm_tells_of_gradients_that_are_not_finite():
+    net = model()
+    optimizer = Optimizer(net, [], 0.0, bf16=False)
+    net(torch.ones(2, 8)).sum().backward()
+    assert optimizer.clip(1e9) > 0
+    next(net.parameters()).grad[0, 0] = float("nan")
+    assert not torch.isfinite(torch.tensor(optimizer.clip(1.0)))
