@@ -114,6 +114,24 @@ def test_an_atomic_write_leaves_old_or_new_and_no_temporary(tmp_path, monkeypatc
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+@pytest.mark.parametrize("strike", ["fsync", "rename"])
+def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch, strike):
+    path = tmp_path / "w.safetensors"
+    files.write_tensors(path, {"w": torch.zeros(3)}, {})
+    old = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"os.{strike}", fail)
+        with pytest.raises(UserError, match="No space left"):
+            files.write_tensors(path, {"w": torch.ones(3)}, {})
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
+    with pytest.raises(UserError, match="cannot be written"):
+        files.write_tensors(tmp_path / "absent" / "w.safetensors", {"w": torch.ones(3)}, {})
+
+
 def test_a_growing_file_appears_only_when_it_is_whole(tmp_path):
     path = tmp_path / "a.bin"
     with pytest.raises(ZeroDivisionError), files.growing(path) as file:

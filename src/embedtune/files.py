@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -116,10 +117,32 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
-    """Write contiguous CPU tensors as safetensors, atomically. Tensors must not share memory."""
-    from safetensors.torch import save
+    """Write contiguous CPU tensors as safetensors, atomically and without a copy in memory.
 
-    write_bytes(path, save(dict(tensors), metadata=metadata))
+    Tensors must not share memory.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        save_file(dict(tensors), temporary, metadata=metadata)
+        _fsync(temporary)
+        os.rename(temporary, path)
+        _fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise _cannot_write(path, _as_os_error(error)) from error
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """safetensors writes in Rust and reports what the system refused in words: "... (os error 28) ..."."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number))
 
 
 def read_json(path: Path) -> Any:

@@ -84,6 +84,7 @@ def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> Non
                 ha="right" if late else "left",
                 fontsize=9,
                 color=ACCENT,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
     if alone:
         for axis in (top, bottom):

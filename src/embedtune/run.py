@@ -110,12 +110,15 @@ def _complete(home: Path) -> bool:
 
 def _publish(home: Path, out: Path) -> Finished:
     """Drop what only the run needed, and give the folder its final name."""
-    for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK):
+    torn = [path.name for path in home.glob(".tmp*")]  # what safetensors was writing when it was killed
+    for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK, *torn):
         path = home / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    for path in home.glob(f"*{files.TEMPORARY}"):  # of a write that a kill cut short and nothing repeated
+        path.unlink()
     files.move_directory(home, out)
     return Finished(out, files.read_json(out / "scores.json"))
 
