@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 # What a disk or a place refuses, as against a bug of ours.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+OS_ERROR = re.compile(r"os error (\d+)")
 TEMPORARY = ".tmp"
 LOCK = ".lock"
 
@@ -72,10 +73,16 @@ def disk_errors(place: Path) -> Iterator[None]:
     """Inside the block, what the disk refuses is a UserError, whoever did the writing (other packages too)."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in REFUSALS:
+    except UserError:
+        raise
+    except Exception as error:
+        # Packages written in Rust report what the system refused in words: "... (os error 28)".
+        if not isinstance(error, OSError) and not OS_ERROR.search(str(error)):
             raise
-        raise _cannot_write(Path(error.filename) if isinstance(error.filename, str) else place, error) from error
+        refused = _as_os_error(error)
+        if refused.errno not in REFUSALS:
+            raise
+        raise _cannot_write(Path(refused.filename) if isinstance(refused.filename, str) else place, refused) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -137,10 +144,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """safetensors writes in Rust and reports what the system refused in words: "... (os error 28) ..."."""
     if isinstance(error, OSError):
         return error
-    found = re.search(r"os error (\d+)", str(error))
+    found = OS_ERROR.search(str(error))
     number = int(found[1]) if found else errno.EIO
     return OSError(number, os.strerror(number))
 

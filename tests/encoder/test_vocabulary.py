@@ -115,3 +115,13 @@ def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
     texts = [f"ba ba word{n}" for n in range(60)]
     words = vocabulary.count_words(rows_of(*texts), tiny_tokenizer())
     assert words.counts["ba"] == 120 and len(words.counts) <= 21 and words.forgotten == 61 - len(words.counts)
+
+
+def test_what_tokenizer_json_says_of_padding_and_cutting_does_not_count(loaded):
+    rows = [Row({"text": "ba zuzazebi ba kikofuma ba"}, "t", number, 0) for number in range(9)]
+    words = vocabulary.count_words(rows, loaded.tokenizer)
+    expected = vocabulary.pieces_per_word(words, loaded.tokenizer), vocabulary.shattered(words, loaded.tokenizer, 9)
+    loaded.tokenizer.backend_tokenizer.enable_padding(length=128)
+    loaded.tokenizer.backend_tokenizer.enable_truncation(1)
+    assert (vocabulary.pieces_per_word(words, loaded.tokenizer), vocabulary.shattered(words, loaded.tokenizer, 9)) == expected
+    assert 1 < expected[0] < 10 and set(expected[1]) <= {"zuzazebi", "kikofuma"}

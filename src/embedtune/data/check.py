@@ -13,6 +13,7 @@ import numpy as np
 from embedtune.data.clean import Duplicates, exact_duplicates, near_duplicates
 from embedtune.data.lines import ending, find_files
 from embedtune.data.read import Counts, DataLike, read_texts
+from embedtune.data.tokens import uncut
 from embedtune.errors import UserError
 
 NEAR_ROWS, NEAR_CHARACTERS = 20_000, 2000  # compared for near-duplicates: the first rows, their starts
@@ -178,9 +179,7 @@ class _Measure:
             raise UserError("has no fast tokenizer", where="model", fix="give one with a tokenizer.json")
         self.unit, self.special = "tokens", tokenizer.num_special_tokens_to_add()
         self.unknown = tokenizer.unk_token_id
-        self.backend = type(backend).from_str(backend.to_str())  # a copy: the user's keeps its settings
-        self.backend.no_truncation()
-        self.backend.no_padding()
+        self.backend = uncut(tokenizer)
 
     def add(self, texts: list[str], tally: _Tally) -> None:
         """Tally the lengths of the texts."""

@@ -57,6 +57,16 @@ def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
     raise ValueError("the tokenizer changes a text when it adds special tokens")
 
 
+def uncut(tokenizer: Any) -> Any:
+    """A copy of a fast tokenizer's inner one that neither cuts nor pads, whatever its tokenizer.json says."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
 def pieces(text: str, limit: int = PIECE) -> Iterator[str]:
     """`text` in pieces of at most `limit` characters, split at a blank where there is one."""
     while len(text) > limit:
@@ -78,11 +88,7 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path)
     knows nothing (control characters, or a script that it has never seen) are left out. `tokenizer` is a fast
     Hugging Face tokenizer; it is not changed.
     """
-    from tokenizers import Tokenizer
-
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
+    backend = uncut(tokenizer)
     before, after = affixes(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     room, end, lines, chunked = max_length - len(before) - len(after), 0, 0, 0

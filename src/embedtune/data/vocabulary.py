@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedtune.data.read import Row
-from embedtune.data.tokens import pieces
+from embedtune.data.tokens import pieces, uncut
 
 MOST_WORDS = 1_000_000  # distinct words kept while counting; beyond it the rarest are forgotten
 MIN_COUNT = 5
@@ -48,13 +48,13 @@ def shattered(words: Words, tokenizer: Any, most: int) -> list[str]:
 
     Only words of letters, at least 4 characters, seen at least 5 times, split into at least 3 pieces.
     """
-    known = tokenizer.get_vocab()
+    known, backend = tokenizer.get_vocab(), uncut(tokenizer)
     found = []
     for word, count in words.counts.items():
         bare = word.lstrip("Ġ▁")
         if count < MIN_COUNT or len(bare) < 4 or not bare.isalpha() or bare in known:
             continue
-        length = len(tokenizer.backend_tokenizer.encode(bare, add_special_tokens=False).ids)
+        length = len(backend.encode(bare, add_special_tokens=False).ids)
         if length >= 3:
             found.append((-count * (length - 1), bare))
     return [word for _, word in sorted(found)[:most]]
@@ -63,6 +63,6 @@ def shattered(words: Words, tokenizer: Any, most: int) -> list[str]:
 def pieces_per_word(words: Words, tokenizer: Any) -> float:
     """Mean number of pieces a word of the text is split into, weighted by how often it occurs."""
     names = [word.lstrip("Ġ▁") or word for word in words.counts]
-    encodings = tokenizer.backend_tokenizer.encode_batch(names, add_special_tokens=False)
+    encodings = uncut(tokenizer).encode_batch(names, add_special_tokens=False)
     total = sum(count * len(e.ids) for count, e in zip(words.counts.values(), encodings, strict=True))
     return total / max(1, words.counts.total())

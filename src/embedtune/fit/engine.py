@@ -6,6 +6,7 @@ a run that was killed and resumed ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -138,6 +139,8 @@ class Run:
         self.state = State(max_tokens=loop.max_tokens or 0)
         self.clock = self.drawn = time.monotonic()
         self.logged_at = 0.0
+        self.saved: State | None = None
+        self.urgent = False
 
     def continue_from(self, state: State, tensors: dict[str, torch.Tensor], remarks: list[str]) -> None:
         """Take over a checkpoint, and cut the log back to it."""
@@ -161,7 +164,7 @@ class Run:
                 self._log()
             if state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
                 self._evaluate()
-            if stopped or state.step % (loop.checkpoint_steps or 1) == 0:
+            if stopped or self.urgent or state.step % (loop.checkpoint_steps or 1) == 0:
                 path = self._save()
                 if stopped:
                     message = (
@@ -172,7 +175,8 @@ class Run:
             self._log()
         if state.scored != state.step:
             self._evaluate()
-        self._save()
+        if self.saved != state:
+            self._save()
         return why
 
     def _why_stop(self) -> str | None:
@@ -226,6 +230,7 @@ class Run:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.state.max_tokens //= 2
+            self.urgent = True  # so that a resumed run splits its batches as this one does from here on
             self._event(f"step {self.state.step}: out of memory, token budget halved to {self.state.max_tokens:,}")
 
     def _skip(self, rows: np.ndarray, loss: float, norm: float) -> None:
@@ -287,6 +292,7 @@ class Run:
 
     def _save(self) -> Path:
         path = checkpoint.save(self.checkpoints, self.state, self.optimizer.state())
+        self.saved, self.urgent = dataclasses.replace(self.state), False
         self.clock = time.monotonic()
         return path
 
