@@ -120,8 +120,12 @@ def test_counting_forgets_the_rarest_when_there_are_too_many(monkeypatch):
 def test_what_tokenizer_json_says_of_padding_and_cutting_does_not_count(loaded):
     rows = [Row({"text": "ba zuzazebi ba kikofuma ba"}, "t", number, 0) for number in range(9)]
     words = vocabulary.count_words(rows, loaded.tokenizer)
-    expected = vocabulary.pieces_per_word(words, loaded.tokenizer), vocabulary.shattered(words, loaded.tokenizer, 9)
+
+    def measured():
+        return vocabulary.pieces_per_word(words, loaded.tokenizer), vocabulary.shattered(words, loaded.tokenizer, 9)
+
+    expected = measured()
     loaded.tokenizer.backend_tokenizer.enable_padding(length=128)
     loaded.tokenizer.backend_tokenizer.enable_truncation(1)
-    assert (vocabulary.pieces_per_word(words, loaded.tokenizer), vocabulary.shattered(words, loaded.tokenizer, 9)) == expected
+    assert measured() == expected
     assert 1 < expected[0] < 10 and set(expected[1]) <= {"zuzazebi", "kikofuma"}
