@@ -44,7 +44,11 @@ class Optimizer:
     def clip(self, norm: float) -> float:
         """Scale the gradients down to `norm`; returns their norm before (not finite where any gradient is not)."""
         with_grad = [m for m in self.masters.values() if m.grad is not None]
-        return float(torch.nn.utils.clip_grad_norm_(with_grad, norm, foreach=True))
+        total = torch.nn.utils.get_total_norm([m.grad for m in with_grad if m.grad is not None], foreach=True)
+        found = float(total)
+        if found > norm:
+            torch.nn.utils.clip_grads_with_norm_(with_grad, norm, total, foreach=True)
+        return found
 
     def step(self, rates: dict[str, float]) -> None:
         """One update at the given learning rate per kind, then the working copies follow their masters."""
