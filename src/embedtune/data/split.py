@@ -88,27 +88,35 @@ def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Toke
 
 def _repeated(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens) -> np.ndarray:
     """(len(dev),) bool: rows that stand in `train` token for token, however common they are."""
-    places: dict[bytes, list[int]] = {}
-    for place, number in enumerate(dev):
-        places.setdefault(dev_tokens.row(number).tobytes(), []).append(place)
+    wanted = np.concatenate(list(_row_hashes(dev_tokens, dev)))
     leaked = np.zeros(len(dev), bool)
-    for number in train:
-        if found := places.get(tokens.row(number).tobytes()):
-            leaked[found] = True
+    for hashes in _row_hashes(tokens, train):
+        leaked |= np.isin(wanted, hashes)
     return leaked
+
+
+def _row_hashes(tokens: Tokens, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """A hash of each row's tokens and their places, block by block."""
+    for at in range(0, len(rows), ROWS):
+        ids, _, offset, length = _flat(tokens, rows[at : at + ROWS])
+        yield keyed.key(np.add.reduceat(keyed.key(ids, offset), np.cumsum(length) - length), length)
+
+
+def _flat(tokens: Tokens, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The rows of `block` end to end: ids, and per token its row's place in the block and its own place in the row;
+    per row its length."""
+    length = tokens.ends[block] - np.where(block > 0, tokens.ends[block - 1], 0)
+    owner = np.repeat(np.arange(len(block)), length)
+    offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    return np.concatenate([tokens.row(number) for number in block]).astype(np.int64), owner, offset, length
 
 
 def _shingles(tokens: Tokens, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each block of `size` rows: their shingle hashes, and each one's row as its place in the block."""
-    ends = tokens.ends
     for at in range(0, len(rows), size):
-        block = rows[at : at + size]
-        start = np.where(block > 0, ends[block - 1], 0)
-        length = ends[block] - start
-        owner = np.repeat(np.arange(len(block)), length)
-        offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        ids = np.concatenate([tokens.row(number) for number in block]).astype(np.int64) + 1
-        padded = np.concatenate([ids, np.zeros(SHINGLE, np.int64)])
+        ids, owner, offset, length = _flat(tokens, rows[at : at + size])
+        # Zero stands for "past the end of the row", so ids count from one here.
+        padded = np.concatenate([ids + 1, np.zeros(SHINGLE, np.int64)])
         parts = [
             np.where(offset + ahead < length[owner], padded[ahead : len(ids) + ahead], 0) for ahead in range(SHINGLE)
         ]
