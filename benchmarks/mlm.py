@@ -147,8 +147,10 @@ def ours(work: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     objective = ready.objective
     # The seed of the data order alone: split, masks and dropout tables stay those of the recipe.
     loop = dataclasses.replace(ready.recipe.loop, seed=args.seed)
-    loop = resolve(loop, objective.model, ready.max_length, objective.size, objective.head_steps, LR)
-    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, loop.precision == "bf16")
+    loop = resolve(loop, objective, ready.max_length, LR)
+    optimizer = Optimizer(
+        objective.model, objective.head, loop.weight_decay, objective.body if loop.precision == "bf16" else None
+    )
     total = total_steps(loop, objective.size, objective.head_steps)
     run = Run(objective, loop, optimizer, lambda step: {}, home, lambda: None, Listener(), total)
     return ready, run

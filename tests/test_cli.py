@@ -1,5 +1,6 @@
 """The command line: what a user's mistake looks like, and that help is quick."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -264,7 +265,9 @@ def test_mistakes_in_a_recipe(place, capfd, content, says):
 def no_picture(monkeypatch):
     from embedtune import files, plots
 
-    monkeypatch.setattr(plots, "loss_curve", lambda r, stem, title: files.write_bytes(stem.with_suffix(".png"), b"png"))
+    monkeypatch.setattr(
+        plots, "loss_curve", lambda r, stem, title, unit: files.write_bytes(stem.with_suffix(".png"), b"png")
+    )
 
 
 SHORT = ["--max-steps", "2", "--dev-rows", "5", "--precision", "fp32"]
@@ -292,7 +295,8 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(place, no
 
 
 def test_a_bug_of_ours_is_shown_whole_with_exit_code_1(place, capfd, monkeypatch):
-    monkeypatch.setitem(cli.COMMANDS, "fit mlm", lambda argv: 1 / 0)
+    fails = dataclasses.replace(cli.COMMANDS["fit mlm"], run=lambda command, talk: 1 / 0)
+    monkeypatch.setitem(cli.COMMANDS, "fit mlm", fails)
     assert cli.run(fit("text.txt")) == 1
     err = capfd.readouterr().err
     assert "ZeroDivisionError" in err and "this is a bug of embedtune" in err
@@ -309,10 +313,10 @@ def test_a_bug_of_ours_is_shown_whole_with_exit_code_1(place, capfd, monkeypatch
     ],
 )
 def test_exit_codes(capfd, monkeypatch, error, code, says):
-    def fails(argv):
+    def fails(command, talk):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "fit mlm", fails)
+    monkeypatch.setitem(cli.COMMANDS, "fit mlm", dataclasses.replace(cli.COMMANDS["fit mlm"], run=fails))
     assert cli.run(["fit", "mlm"]) == code
     err = capfd.readouterr().err
     assert says in err and "Traceback" not in err

@@ -12,10 +12,11 @@ import shlex
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-from embedtune import cli, recipes
+from embedtune import cli, limits, recipes
 from embedtune.data.example import docstrings
 from embedtune.encoder import load, scratch
 
@@ -78,8 +79,9 @@ def test_a_page_runs_from_top_to_bottom(page, place):
         elif block["kind"] == "python":
             exec(compile(block["body"], page.name, "exec"), names)
         else:
-            recipe = recipes.from_table(recipes.MLM, tomllib.loads(block["body"]), page.name)
-            assert recipes.problems(recipe) == []
+            table = tomllib.loads(block["body"])
+            recipe = recipes.from_table(recipes.RECIPES[table.get("task", "mlm")], table, page.name)
+            assert limits.problems(recipe) == []
 
 
 def test_the_main_pages_have_something_to_run():
@@ -110,8 +112,15 @@ def test_links_lead_somewhere(page):
 
 def flags() -> set[str]:
     """Every flag of every command, as tyro spells it."""
-    kinds = [cli.Place, cli.Check, cli.Example, cli.Length, recipes.MLM, recipes.Loop]
-    return {"--" + item.name.replace("_", "-") for kind in kinds for item in dataclasses.fields(kind)}
+
+    def names(kind: type) -> set[str]:
+        hints = get_type_hints(kind)
+        nested = [hint for hint in hints.values() if dataclasses.is_dataclass(hint)]
+        own = {name for name, hint in hints.items() if not dataclasses.is_dataclass(hint)}
+        return own.union(*map(names, nested))
+
+    found = set().union(*(names(command.kind) for command in cli.COMMANDS.values()))
+    return {"--" + name.replace("_", "-") for name in found}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

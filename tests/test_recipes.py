@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embedtune import finetune, recipes
+from embedtune import finetune, limits, recipes
 from embedtune.data.example import docstrings
 from embedtune.encoder import scratch
 
@@ -40,7 +40,7 @@ def test_the_recipes_are_there():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_has_no_problems(path):
     recipe = read(path)
-    assert recipes.problems(recipe) == []
+    assert limits.problems(recipe) == []
     assert tomllib.loads(path.read_text())["task"] == recipes.task_of(recipe)
     again = recipes.from_table(recipes.MLM, tomllib.loads(recipes.to_toml(recipe)), "again")
     assert again == recipe

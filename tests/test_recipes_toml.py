@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedtune import recipes
+from embedtune import limits, recipes
 from embedtune.errors import UserError
 from embedtune.recipes import MLM, Loop
 
@@ -129,7 +129,7 @@ def test_a_whole_number_is_a_number():
     ],
 )
 def test_values_out_of_range(changes, words):
-    (found,) = recipes.problems(MLM(train="x", loop=Loop(**changes)))
+    (found,) = limits.problems(MLM(train="x", loop=Loop(**changes)))
     assert words in found
 
 
@@ -148,19 +148,19 @@ def test_values_out_of_range(changes, words):
     ],
 )
 def test_own_values_out_of_range(changes, words):
-    (found,) = recipes.problems(MLM(train="x", **changes))
+    (found,) = limits.problems(MLM(train="x", **changes))
     assert words in found
 
 
 def test_the_defaults_have_no_problems_and_data_may_be_a_list():
-    assert recipes.problems(MLM(train="x")) == []
-    assert recipes.problems(MLM(train=["a", {"text": "b"}], dev=["c"])) == []
-    assert recipes.problems(MLM(train=Path("x"))) == []
+    assert limits.problems(MLM(train="x")) == []
+    assert limits.problems(MLM(train=["a", {"text": "b"}], dev=["c"])) == []
+    assert limits.problems(MLM(train=Path("x"))) == []
 
 
 def test_all_problems_are_found_at_once():
     loop = Loop(lr=3.0, batch=0, clip=-1.0)
-    assert len(recipes.problems(MLM(train="x", mask_rate=2.0, loop=loop))) == 4
+    assert len(limits.problems(MLM(train="x", mask_rate=2.0, loop=loop))) == 4
 
 
 @pytest.mark.parametrize("content", [b"a = ", b"[loop\n", b"\xff = 1", b"a = 1\na = 2"])

@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "finetune": "embedtune.run",
-    "Finished": "embedtune.run",
+    "finetune": "embedtune.tune",
+    "Finished": "embedtune.tune",
     "MLM": "embedtune.recipes",
     "Loop": "embedtune.recipes",
     "UserError": "embedtune.errors",

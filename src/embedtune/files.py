@@ -194,6 +194,30 @@ def write_directory(path: Path, fill: Callable[[Path], None], about: Mapping[str
         raise
 
 
+def make_folder(path: Path) -> None:
+    """A folder and its parents, if they are not there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, if it is there; it appears whole or not at all."""
+    if source.is_file():
+        with growing(target) as file, open(source, "rb") as opened:
+            shutil.copyfileobj(opened, file)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder into a place that is not published yet."""
+    try:
+        shutil.copytree(source, target)
+    except (OSError, shutil.Error) as error:
+        refused = error if isinstance(error, OSError) and error.errno else OSError(errno.EIO, str(error))
+        raise _cannot_write(target, refused) from error
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a directory made by `write_directory`, in words; None where it is intact."""
     try:

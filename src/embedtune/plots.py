@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
-from collections.abc import Sequence
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,10 @@ from embedtune import files
 
 BINS = 150  # a curve of more points is drawn as binned means with their spread
 INK, ACCENT, SOFT, GRID = "#1f4e79", "#c8501e", "#9db8d2", "#dddddd"
+# In a page, a colour is what the page's style says of it (dark mode, print); where it says nothing, the colour itself.
+THEME = {INK: "ink", ACCENT: "accent", SOFT: "soft", GRID: "grid", "#ffffff": "paper"}
+NARROW = 4.2  # inches: the width of a picture in a page, so that its letters can still be read on a phone
+LETTERS = 8.5  # points
 
 
 def save_figure(figure: Any, stem: Path) -> None:
@@ -50,7 +58,9 @@ def binned(x: np.ndarray, y: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, 
     return columns[0], columns[1], columns[2], columns[3]
 
 
-def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> None:
+def loss_curve(
+    records: Sequence[dict[str, Any]], stem: Path, title: str, unit: str = "loss per masked token (nats)"
+) -> None:
     """Training loss (binned with its spread when there are many points), dev loss and learning rate over the steps.
 
     `records` are those of log.jsonl.
@@ -98,7 +108,7 @@ def loss_curve(records: Sequence[dict[str, Any]], stem: Path, title: str) -> Non
             textcoords="offset points",
             color="#8a6d3b",
         )
-    top.set_ylabel("loss per masked token (nats)")
+    top.set_ylabel(unit)
     top.set_title(title, loc="left", fontsize=11)
     if learned or scored:
         top.legend(frameon=False, fontsize=9)
@@ -145,3 +155,185 @@ def length_plot(
     axis.set(xlim=(0, right), ylim=(bottom, top))
     axis.legend(frameon=False, fontsize=9, loc="upper left")
     save_figure(figure, stem)
+
+
+def svg(figure: Any, name: str, label: str) -> str:
+    """`figure` as an <svg> element for the body of an HTML page; `label` is what a screen reader says of it.
+
+    Ids start with `name`, so that pictures of different names can stand in one page. Text stays text, in the page's
+    font; the colours of THEME and black follow the page. There is no prolog, style sheet, metadata or comment.
+    """
+    import matplotlib
+
+    buffer = io.BytesIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's fonts are asked, not these
+        figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    text = re.sub(r"<style.*?</style>|<!--.*?-->", "", buffer.getvalue().decode("utf-8"), flags=re.DOTALL)
+    opening, _, rest = text[text.index("<svg") :].partition(">")
+    box = re.findall(r'viewBox="[^"]*"', opening)[0]
+    attributes = f'{box} role="img" aria-label="{html.escape(label)}" fill="currentColor" stroke-linejoin="round"'
+    # matplotlib escapes < and > in texts and in attributes: this meets tags only, never the words of a user.
+    return f"<svg {attributes}>" + re.sub(r"<[^>]*>", lambda tag: _for_page(tag[0], name), rest).rstrip()
+
+
+def _for_page(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'\bxlink:href="#', f'href="#{name}-', tag).replace("url(#", f"url(#{name}-")
+    tag = re.sub(r"font-family: [^;\"]*;? ?", "", tag).replace("#000000", "currentColor")
+    for colour, word in THEME.items():
+        tag = tag.replace(colour, f"var(--plot-{word}, {colour})")
+    return tag
+
+
+def _narrow_figure(rows: int, heights: Sequence[float], height: float) -> tuple[Any, list[Any]]:
+    figure, axes = new_figure(rows, heights, (NARROW, height))
+    for axis in axes:
+        axis.tick_params(labelsize=LETTERS, length=0)
+        axis.spines[["left", "bottom"]].set(color=SOFT, linewidth=0.8)
+    return figure, axes
+
+
+def _label(text: object, most: int = 30) -> str:
+    """A name that came from outside, fit to stand in a picture: one line, clipped, nothing invisible."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def finite(*values: object) -> bool:
+    """Whether all `values` are numbers that can be drawn and printed."""
+    return all(isinstance(v, int | float | np.number) and math.isfinite(v) for v in values)
+
+
+def changes_plot(rows: Sequence[Mapping[str, Any]], span: tuple[float, float] | None = None) -> Any:
+    """A figure of changes with their 95 % intervals, one line for each measure; None where no change is finite.
+
+    `rows` have measure, change, low, high. An interval above zero is drawn in INK with a full circle, one below in
+    ACCENT with a square, any other in grey with a hollow circle. `span` sets the ends of the axis, to compare pictures.
+    """
+    rows = [row for row in rows if finite(row.get("change"))]
+    if not rows:
+        return None
+    figure, (axis,) = _narrow_figure(1, (1,), 0.62 + 0.25 * len(rows))
+    axis.axvline(0, color="black", linewidth=0.8)
+    for place, row in enumerate(rows):
+        known = finite(row.get("low"), row.get("high"))
+        low, high = (row["low"], row["high"]) if known else (0, 0)
+        colour, marker, face = "black", "o", "white"
+        if low > 0:
+            colour, face = INK, INK
+        elif high < 0:
+            colour, marker, face = ACCENT, "s", ACCENT
+        if known:
+            axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        axis.plot([row["change"]], [place], color=colour, marker=marker, markersize=5, markerfacecolor=face)
+    names = [_label(row["measure"]) for row in rows]
+    axis.set_yticks(range(len(rows)), labels=names, parse_math=False)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.locator_params(axis="x", nbins=5)
+    axis.ticklabel_format(axis="x", style="plain", useOffset=False)
+    if span:
+        axis.set_xlim(span)
+    axis.set_xlabel("worse ← change → better", fontsize=LETTERS)
+    return figure
+
+
+def dims_plot(dims: Sequence[Mapping[str, Any]], measure: str) -> Any:
+    """A figure of `measure` at each dimension, base against tuned; None where nothing is finite.
+
+    `dims` have dim, base, tuned, and low and high: the 95 % interval of tuned - base, drawn from the base's value.
+    """
+    dims = sorted((d for d in dims if finite(d.get("base"), d.get("tuned"))), key=lambda d: d["dim"])
+    if not dims:
+        return None
+    figure, (axis,) = _narrow_figure(1, (1,), 2.5)
+    places = range(len(dims))
+    for place, row in zip(places, dims, strict=True):
+        if finite(row.get("low"), row.get("high")):
+            ends = [row["base"] + row["low"], row["base"] + row["high"]]
+            axis.plot([place, place], ends, color=SOFT, linewidth=5, solid_capstyle="butt")
+    axis.plot(places, [d["base"] for d in dims], color=ACCENT, linewidth=1.4, linestyle="--", marker="s", label="base")
+    axis.plot(places, [d["tuned"] for d in dims], color=INK, linewidth=1.8, marker="o", label="tuned")
+    for line in axis.lines:
+        line.set_markersize(4.5)
+    axis.set_xticks(places, labels=[f"{d['dim']:,}" for d in dims])
+    axis.set_xlim(-0.4, len(dims) - 0.6)
+    axis.set_xlabel("dimension of the vectors", fontsize=LETTERS)
+    axis.set_ylabel(_label(measure), fontsize=LETTERS, parse_math=False)
+    axis.legend(frameon=False, fontsize=LETTERS, loc="lower right")
+    return figure
+
+
+def measures_curve(records: Sequence[Mapping[str, Any]], measure: str) -> Any:
+    """A figure of loss, dev `measure` and learning rate over the steps; None where the log has none of them.
+
+    `records` are those of log.jsonl; where they lack `measure`, the first other dev measure is drawn.
+    """
+    others = dict.fromkeys(key for r in records for key in r if key.startswith("dev_") and key != "dev_loss")
+    wanted = f"dev_{measure}" if f"dev_{measure}" in others else next(iter(others), "")
+    learned, losses = _series(records, "loss"), _series(records, "dev_loss")
+    shown = {
+        "loss": learned if len(learned[0]) else losses,
+        wanted: _series(records, wanted),
+        "lr": _series(records, "lr"),
+    }
+    panels = [name for name, (steps, _) in shown.items() if len(steps)]
+    if not panels:
+        return None
+    heights = [0.8 if name == "lr" else 1.5 for name in panels]
+    figure, axes = _narrow_figure(len(panels), heights, 0.4 + sum(heights))
+    for name, axis in zip(panels, axes, strict=True):
+        title = {"loss": "loss", "lr": "learning rate"}.get(name, f"dev {name.removeprefix('dev_')}")
+        axis.set_title(_label(title, 50), loc="left", fontsize=LETTERS, parse_math=False)
+        if name == "loss":
+            _loss_panel(axis, learned, losses)
+        elif name == wanted:
+            _score_panel(axis, *shown[name])
+        else:
+            axis.plot(*shown[name], color=INK, linewidth=1.2)
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+            axis.yaxis.get_offset_text().set_fontsize(LETTERS)
+    axes[-1].set_xlabel("step", fontsize=LETTERS)
+    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
+    axes[-1].locator_params(axis="x", nbins=5, integer=True)
+    return figure
+
+
+def _series(records: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values (n,), (n,) of the records that have a finite `key`."""
+    found = [(r["step"], r[key]) for r in records if finite(r.get("step"), r.get(key))]
+    both = np.array(found, float).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+def _loss_panel(axis: Any, learned: tuple[np.ndarray, np.ndarray], scored: tuple[np.ndarray, np.ndarray]) -> None:
+    if len(learned[0]) > 4 * (bins := BINS // 3):  # a narrow picture has room for fewer points
+        x, mean, low, high = binned(*learned, bins)
+        axis.fill_between(x, low, high, color=SOFT, alpha=0.5, linewidth=0, label="training, 10–90 %")
+        axis.plot(x, mean, color=INK, linewidth=1.4, label="training, mean")
+    elif len(learned[0]):
+        axis.plot(*learned, color=INK, linewidth=1.2, label="training")
+    if len(scored[0]):
+        axis.plot(*scored, color=ACCENT, linewidth=1.4, linestyle="--", marker="s", markersize=3, label="dev")
+    axis.legend(frameon=False, fontsize=LETTERS, loc="upper right")
+
+
+def _score_panel(axis: Any, steps: np.ndarray, values: np.ndarray) -> None:
+    axis.plot(steps, values, color=ACCENT, linewidth=1.4, marker="s", markersize=3)
+    axis.margins(y=0.12)
+    if steps[0] == 0:
+        axis.axhline(values[0], color="black", linewidth=0.8, linestyle=":", label=f"base {values[0]:.4f}")
+    best = int(np.argmax(values))
+    axis.plot(
+        steps[best : best + 1],
+        values[best : best + 1],
+        linestyle="none",
+        marker="o",
+        markersize=8,
+        label=f"best {values[best]:.4f}",
+        markerfacecolor="none",
+        color=INK,
+    )
+    axis.legend(frameon=False, fontsize=LETTERS, loc="lower right")

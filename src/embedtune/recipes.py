@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
 import types
 import typing
@@ -29,6 +28,8 @@ else:
 BadRows = Literal["fail", "skip", "replace"]
 Precision = Literal["bf16", "fp32"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
+Similarity = Literal["cosine", "dot"]
+Merge = Literal["none", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,8 @@ class Loop:
     eval_steps: int | None = None
     # Stop after this many scorings without a better one.
     patience: int | None = None
-    # What "better" means: the dev measure that picks the best checkpoint and stops early.
-    measure: str = "dev_loss"
+    # What "better" means: the dev measure that picks the best checkpoint and stops early (derived from the task).
+    measure: str | None = None
     # Write a checkpoint every so many steps (derived: about ten times a run).
     checkpoint_steps: int | None = None
     # Log the training loss every so many steps (derived: at most about 1,000 lines).
@@ -105,7 +106,133 @@ class MLM:
     loop: Loop = field(default_factory=Loop)
 
 
-RECIPES: dict[str, type] = {"mlm": MLM}
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The loss of `Contrastive`."""
+
+    # The loss: MultipleNegativesRankingLoss, or another of sentence-transformers by its name.
+    loss: str = "MultipleNegativesRankingLoss"
+    # Factor on the similarities, 1 / temperature (derived: 20 for cosine, 1 for dot).
+    scale: float | None = None
+    # How vectors are compared (derived from the model).
+    similarity: Similarity | None = None
+    # Let each positive also find its anchor among all anchors of the batch.
+    symmetric: bool = False
+    # Matryoshka: prefixes of the vectors that must work on their own, such as 384 256 128 64.
+    dims: tuple[int, ...] = ()
+    # A model that masks likely false negatives (GIST); "base" takes the model as it was before training.
+    guide: str | None = None
+    # A candidate that the guide finds nearer than the positive less this margin is no negative.
+    guide_margin: float = 0.0
+    # Let rows that share an anchor or a positive stand in one batch (they are masked, never negatives).
+    duplicates: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """Pairs, triplets or any number of negatives: anchors come to lie near their positives."""
+
+    # Pairs: .jsonl, .csv, .tsv, .parquet, a BEIR folder, hub:NAME; in Python also a list of dicts.
+    train: Data = ""
+    # Pairs or a BEIR folder to score on; without it, whole clusters of pairs are held out.
+    dev: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: anchor=question,positive=context.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens of a text that are read; longer texts are cut, and counted (derived from the model).
+    max_length: int | None = None
+    # What is put before anchors (derived: the model's own query prompt); saved with the model.
+    query_prompt: str | None = None
+    # What is put before positives and negatives (derived: the model's own document prompt).
+    document_prompt: str | None = None
+    # Pairs held out for scoring, at most a tenth of the data.
+    dev_rows: int = 1000
+    # Texts to search in when scoring: the right ones, filled up with others to this number.
+    dev_corpus: int = 2000
+    # Let anchors of the dev data stand in the training data too.
+    allow_leaks: bool = False
+    # Average with the base at the end, with the coefficient that is best on dev: auto or none.
+    merge: Merge = "none"
+    # The loss.
+    ranking: Ranking = field(default_factory=Ranking)
+    # The shared part.
+    loop: Loop = field(default_factory=Loop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Pairs of texts with a score: similarities come to follow the scores."""
+
+    # sentence1, sentence2, score: .jsonl, .csv, .tsv, .parquet, hub:NAME; in Python also a list of dicts.
+    train: Data = ""
+    # Scored pairs to score on; without it, whole clusters of pairs are held out.
+    dev: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: sentence1=left,sentence2=right,score=grade.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens of a text that are read; longer texts are cut, and counted (derived from the model).
+    max_length: int | None = None
+    # The loss: CoSENTLoss, AnglELoss, CosineSimilarityLoss, or another of sentence-transformers by its name.
+    loss: str = "CoSENTLoss"
+    # Matryoshka: prefixes of the vectors that must work on their own, such as 384 256 128 64.
+    dims: tuple[int, ...] = ()
+    # Scores run from here (derived: -1 or 0) ...
+    low: float | None = None
+    # ... to here (derived: 1, 5, 10 or 100).
+    high: float | None = None
+    # Pairs without scores get pseudo-scores around this mean ...
+    pseudo_mean: float = 0.9
+    # ... with this standard deviation.
+    pseudo_spread: float = 0.02
+    # Pairs held out for scoring, at most a tenth of the data.
+    dev_rows: int = 1000
+    # Let pairs of the dev data stand in the training data too.
+    allow_leaks: bool = False
+    # Average with the base at the end, with the coefficient that is best on dev: auto or none.
+    merge: Merge = "none"
+    # The shared part.
+    loop: Loop = field(default_factory=Loop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Raw text or pairs in, a verdict out: clean, split, tune, average, judge."""
+
+    # Raw text (one text a line, a blank line between documents), pairs, or a BEIR folder.
+    data: Data = ""
+    # Real queries to judge on: pairs of a query and its passage, or BEIR folder[:split]; fifty are a beginning.
+    queries: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: text=body, or anchor=question,positive=context.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Learn the language of the text first (derived: where the model has its masked-language head).
+    adapt: bool | None = None
+    # Raw text: pairs of each kind that a document gives at most.
+    pairs: int = 2
+    # Pairs to train on at most.
+    most_pairs: int = 20_000
+    # Mined hard negatives for each pair.
+    negatives: int = 0
+    # Matryoshka: prefixes of the vectors that must work on their own, such as 384 256 128 64.
+    dims: tuple[int, ...] = ()
+    # Queries of each kind to judge on at most, and as many again to choose on.
+    test_rows: int = 500
+    # Texts to search in when judging: the right ones, filled up with others to this number.
+    test_corpus: int = 5000
+    # The shared part.
+    loop: Loop = field(default_factory=lambda: Loop(batch=64))
+
+
+RECIPES: dict[str, type] = {"mlm": MLM, "contrastive": Contrastive, "scored": Scored, "run": Run}
 
 
 def task_of(recipe: Any) -> str:
@@ -132,7 +259,7 @@ def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
             f"{len(problems)} problem(s) in the recipe",
             where=where,
             details=problems,
-            fix="embedtune fit mlm --help lists every key",
+            fix=f"embedtune fit {next((n for n, k in RECIPES.items() if k is kind), 'mlm')} --help lists every key",
         )
     return recipe
 
@@ -152,6 +279,8 @@ def _build(kind: type, table: Mapping[str, Any], prefix: str, problems: list[str
                 problems.append(f"{prefix + key!r} must be a table [{key}]")
         elif not fits(value, hints[key]):
             problems.append(f"{prefix + key!r} must be {describe(hints[key])}, not {value!r}")
+        elif get_origin(hints[key]) is tuple:
+            values[key] = tuple(value)
         else:
             values[key] = float(value) if hints[key] in (float, float | None) and value is not None else value
     return kind(**values)
@@ -165,6 +294,8 @@ def fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) in (typing.Union, types.UnionType):
         return any(fits(value, member) for member in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(fits(member, get_args(hint)[0]) for member in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
@@ -176,8 +307,9 @@ def wrong_types(recipe: Any) -> list[str]:
     for name, hint in get_type_hints(type(recipe)).items():
         value = getattr(recipe, name)
         if dataclasses.is_dataclass(hint):
-            found += wrong_types(value) if isinstance(value, typing.cast(type, hint)) else [f"{name} must be a Loop"]
-        elif name not in ("train", "dev") and not fits(value, hint):
+            kind = typing.cast(type, hint)
+            found += wrong_types(value) if isinstance(value, kind) else [f"{name} must be a {kind.__name__}"]
+        elif name not in ("train", "dev", "data", "queries") and not fits(value, hint):
             found.append(f"{name} must be {describe(hint)}, not {value!r}")
     return found
 
@@ -188,19 +320,22 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(member) for member in get_args(hint) if member is not type(None))
+    if get_origin(hint) is tuple:
+        return "a list of whole numbers"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
 
 
 def to_toml(recipe: Any) -> str:
     """The recipe as TOML; `None` is left out (TOML has no null and the default is None in those fields)."""
-    own, loop = [], []
+    own, parts = [f'task = "{task_of(recipe)}"'], []
     for item in dataclasses.fields(recipe):
         value = getattr(recipe, item.name)
-        if isinstance(value, Loop):
-            loop = [line for f in dataclasses.fields(value) if (line := _line(value, f.name))]
+        if dataclasses.is_dataclass(value):
+            parts += ["", f"[{item.name}]"]
+            parts += [line for f in dataclasses.fields(value) if (line := _line(value, f.name))]
         elif line := _line(recipe, item.name):
             own.append(line)
-    return "\n".join([f'task = "{task_of(recipe)}"', *own, "", "[loop]", *loop]) + "\n"
+    return "\n".join([*own, *parts]) + "\n"
 
 
 def _line(table: Any, name: str) -> str:
@@ -215,49 +350,11 @@ def _line(table: Any, name: str) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float | int):
         return repr(value)
     if isinstance(value, str | Path):
         # JSON's escapes are TOML's, except that TOML wants DEL escaped too.
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     return json.dumps(f"<{len(value)} rows given in Python>")
-
-
-def problems(recipe: Any) -> list[str]:
-    """Every value out of its range, in words."""
-    loop, found = recipe.loop, wrong_types(recipe)
-    if found:
-        return found
-
-    def need(ok: bool, message: str) -> None:
-        if not ok:
-            found.append(message)
-
-    need(loop.lr is None or 0 < loop.lr < 1, f"lr must lie between 0 and 1, not {loop.lr}")
-    need(0 < loop.epochs < math.inf, f"epochs must be positive and finite, not {loop.epochs}")
-    need(loop.batch >= 1, f"batch must be at least 1, not {loop.batch}")
-    need(0 <= loop.warmup < math.inf, f"warmup must not be negative, and finite, not {loop.warmup}")
-    need(-(2**63) <= loop.seed < 2**63, f"seed must fit into 64 bits, not {loop.seed}")
-    need(loop.clip > 0, f"clip must be positive, not {loop.clip}")
-    need(0 <= loop.weight_decay < math.inf, f"weight_decay must not be negative, and finite, not {loop.weight_decay}")
-    for name in ("max_steps", "max_tokens", "eval_steps", "patience", "checkpoint_steps", "log_steps"):
-        value = getattr(loop, name)
-        need(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-    need(loop.minutes is None or loop.minutes > 0, f"minutes must be positive, not {loop.minutes}")
-    if isinstance(recipe, MLM):
-        need(
-            recipe.mask_rate is None or 0 < recipe.mask_rate < 1,
-            f"mask_rate must lie between 0 and 1, not {recipe.mask_rate}",
-        )
-        need(
-            recipe.max_length is None or recipe.max_length >= 4,
-            f"max_length must be at least 4, not {recipe.max_length}",
-        )
-        need(recipe.dev_rows >= 1, f"dev_rows must be at least 1, not {recipe.dev_rows}")
-        need(recipe.add_words >= 0, f"add_words must not be negative, not {recipe.add_words}")
-        need(recipe.vocab_size >= 200, f"vocab_size must be at least 200, not {recipe.vocab_size}")
-        need(
-            not (recipe.scratch and recipe.add_words),
-            "add_words makes no sense with scratch: its vocabulary is made from the text",
-        )
-    return found

@@ -1,276 +1,286 @@
-"""The story of a run: read, split, tune, judge, write. `finetune` is what the command line and Python call."""
+"""The whole story: raw file in, verdict out. Read and part, adapt, tune, average, judge once, write the report.
+
+Every stage leaves its result under OUT.running, so a run that was stopped or killed goes on at the stage it was in.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import platform
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedtune import files, recipes
-from embedtune.errors import Interrupted, UserError, did_you_mean
-from embedtune.judge import card, compare
-from embedtune.recipes import MLM
+from embedtune import files, limits, recipes, tune
+from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, Interrupted, UserError
+from embedtune.recipes import MLM, Contrastive, Ranking, Run
 
-CHECKPOINTS, DATA, BASE = "checkpoints", "data", "base"
+MAIN = "nDCG@10"
+MEASURES = ("nDCG@10", "MRR@10", "recall@10", "recall@100", "precision@10", "MAP", "accuracy@1")
+EXAMPLES = 5
+DIMS = (32, 64, 128, 256, 384, 512, 768, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a run left: the folder, and the dev measures of the base, of the fresh head alone (or None), and tuned."""
+class Ended:
+    """What a run left: the folder of the model that was kept, and the story that its report tells."""
 
     folder: Path
-    scores: dict[str, Any]
+    story: dict[str, Any]
+
+    @property
+    def code(self) -> int:
+        """The exit code: 3 where the verdict is REGRESSION."""
+        return EXIT_REGRESSION if self.story["verdict"]["word"] == "REGRESSION" else EXIT_FINE
 
 
-def running(out: Path) -> Path:
-    """Where a run lives until it is complete."""
-    return out.with_name(out.name + ".running")
-
-
-def finetune(
-    recipe: Any,
-    out: str | Path = "finetuned-bert",
+def run(
+    recipe: Run,
+    out: str | Path = "embedtune-run",
     *,
     resume: bool = False,
     discard: bool = False,
     force: bool = False,
     listener: Any = None,
-) -> Finished:
-    """Fine-tune as `recipe` says and leave a standard model folder at `out`.
+) -> Ended:
+    """Turn `recipe.data` into an embedding model and a verdict at `out`.
 
-    Everything lives in `out.running` until it is complete, then appears as `out` by one rename. `resume` continues a
-    run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`. Raises UserError
-    for a user's mistake (nothing is written then), Interrupted after SIGINT or SIGTERM with its checkpoint written.
+    `resume`, `discard` and `force` are those of `finetune`. The kept model is the best on dev; on raw text judged by
+    proxies it is the base unless the verdict is WIN, and after a REGRESSION it is always the base. Raises UserError
+    for a user's mistake, Interrupted after SIGINT or SIGTERM.
     """
     from embedtune.fit.engine import Listener
 
     listener = listener or Listener()
     out = Path(out)
-    if not out.name:
-        raise UserError("is no name for an output folder", where=repr(str(out)), fix="--out finetuned-bert")
-    home = running(out)
-    if resume and not discard and _complete(home):
-        listener.note("the run was complete; only its last rename was missing")
-        return _publish(home, out)
-    _check_recipe(recipe)
-    _check_places(out, home, resume, discard, force)
+    home = tune.running(out) if out.name else out
+    found = limits.problems(recipe)
+    if isinstance(recipe.data, str | Path) and not str(recipe.data):
+        found.insert(0, "no data is named")
+    if found:
+        raise UserError(f"{len(found)} problem(s) in the recipe", details=found, fix="mend the values named above")
+    tune.check_places(out, home, resume, discard, force)
     existed = home.exists()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
+    home.mkdir(parents=True, exist_ok=True)
     try:
         with files.disk_errors(home), files.locked(home):
-            return _tune_mlm(recipe, home, out, resume, listener)
+            return _story(recipe, home, out, listener)
     except (UserError, Interrupted, KeyboardInterrupt):
-        # A mistake found before anything was learned leaves nothing behind.
-        if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
+        if not existed and not list(home.glob("*/model.safetensors")) and not list(home.glob("tuned.running/*")):
             shutil.rmtree(home, ignore_errors=True)
         raise
 
 
-def _check_recipe(recipe: Any) -> None:
-    found = recipes.problems(recipe)
-    if isinstance(recipe.train, str | Path) and not str(recipe.train):
-        found.insert(0, "no training data is named")
-    if found:
-        raise UserError(f"{len(found)} problem(s) in the recipe", details=found, fix="mend the values named above")
+def _story(recipe: Run, home: Path, out: Path, listener: Any) -> Ended:
+    from embedtune import parts
+    from embedtune.enrich.write import write_rows
 
-
-def _check_places(out: Path, home: Path, resume: bool, discard: bool, force: bool) -> None:
-    if resume and discard:
-        raise UserError("--resume and --discard exclude each other", fix="say one of them")
-    if resume and not home.is_dir():
-        state = f"{out} is finished" if out.exists() else "no run was started there"
-        raise UserError(
-            f"there is nothing to resume: {state}", where=str(home), fix="name the --out of the stopped run"
-        )
-    if home.exists() and not (resume or discard):
-        raise UserError(
-            "a run was started here and not finished",
-            where=str(home),
-            fix="--resume continues it, --discard removes it",
-        )
-    if out.exists() and not force and not resume:
-        raise UserError(
-            "exists already", where=str(out), fix="another --out, or --force to replace it when the run is done"
-        )
-    if discard and home.is_dir():
-        with files.locked(home):
-            shutil.rmtree(home, ignore_errors=True)
-
-
-def _complete(home: Path) -> bool:
-    return (home / "run.json").is_file() and bool(files.read_json(home / "run.json").get("finished"))
-
-
-def _publish(home: Path, out: Path) -> Finished:
-    """Drop what only the run needed, and give the folder its final name."""
-    torn = [path.name for path in home.glob(".tmp*")]  # what safetensors was writing when it was killed
-    for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK, *torn):
-        path = home / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    for path in home.glob(f"*{files.TEMPORARY}"):  # of a write that a kill cut short and nothing repeated
-        path.unlink()
-    files.move_directory(home, out)
-    return Finished(out, files.read_json(out / "scores.json"))
-
-
-def _tune_mlm(recipe: MLM, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
-    from embedtune import plots
-    from embedtune.fit.derive import resolve
-    from embedtune.fit.engine import read_log, train
-    from embedtune.fit.objectives.prepare import prepare_mlm
-
-    prepared = prepare_mlm(recipe, home, listener.note)
-    objective = prepared.objective
-    start = {"recipe": recipes.to_toml(recipe), **prepared.identity}
-    loop = _agree(home, start, resume)
-    if loop is None:
-        shape = (prepared.max_length, objective.size, objective.head_steps)
-        loop = resolve(recipe.loop, objective.model, *shape, prepared.lr)
-        _check_measure(loop.measure, objective.measures)
-        weights = sum(p.numel() for p in objective.model.parameters()) * 4
-        files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
-        files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
-    final = dataclasses.replace(prepared.recipe, loop=loop)
-    files.write_text(home / "recipe.toml", recipes.to_toml(final))
-    for line in prepared.remarks:
+    found = parts.divide(recipe, listener.note)
+    _same_as_before(home, {"recipe": recipes.to_toml(recipe), "data": found.sha256})
+    for line in found.remarks:
         listener.note(line)
-    title = f"{prepared.name} on {prepared.profile['name']}"
-
-    def score(step: int) -> dict[str, float]:
-        measures = objective.score()
-        # Per-row losses stay on disk until the end, for the paired interval; a resumed run needs them too.
-        files.write_array(home / DATA / f"rows-{step}.npy", objective.row_losses)
-        return measures
-
-    def draw() -> None:
-        plots.loss_curve(read_log(home), home / "loss", f"{title}: masked language modelling")
-
-    outcome = train(objective, loop, score, home, draw, listener)
-    draw()
-    listener.note(f"training ended: {outcome.why}")
-    scores = _scores(home, prepared, outcome.best_step)
-    objective.save(home)
-    files.write_json(home / "scores.json", scores)
-    facts = [
-        *prepared.remarks,
-        f"training ended after step {outcome.state.step:,}: {outcome.why}",
-        *outcome.state.events,
-    ]
-    files.write_text(
-        home / "README.md",
-        card.markdown(title, scores, prepared.profile, recipes.to_toml(final), facts, str(final.model)),
-    )
-    files.write_json(home / "run.json", _account(prepared, outcome, facts))
-    return _publish(home, out)
+    base = recipe.model or tune.default_model()
+    start, adapted = _adapt(recipe, base, found, home, listener)
+    files.make_folder(home / "data")
+    train, dev = home / "data" / "train.jsonl", home / "data" / "dev.jsonl"
+    write_rows(dev, found.dev)
+    write_rows(train, _with_negatives(recipe, found, start, home, listener))
+    tuned = home / "tuned"
+    if not tuned.is_dir():
+        loop = recipe.loop
+        ranking = Ranking(guide=base, dims=recipe.dims)
+        contrastive = Contrastive(train=str(train), dev=str(dev), model=start, merge="auto", ranking=ranking, loop=loop,
+                                  dev_rows=10**6, dev_corpus=recipe.test_corpus)  # fmt: skip
+        tune.finetune(contrastive, tuned, resume=tune.running(tuned).is_dir(), listener=listener)
+    return _judge(recipe, base, adapted, found, home, out, listener)
 
 
-def _scores(home: Path, prepared: Any, best_step: int) -> dict[str, Any]:
-    """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
-    import numpy as np
-
-    from embedtune.fit.engine import read_log
-
-    objective = prepared.objective
-    measured = {
-        r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in read_log(home) if "dev_loss" in r
-    }
-    start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
-    against = "the base with its head trained alone" if start else "the base"
-    scores: dict[str, Any] = {
-        "baseline": measured[0],
-        "head_alone": measured[start] if start else None,
-        "tuned": measured[best_step],
-        "best_step": best_step,
-        "difference": None,
-        "against": "the untrained model" if prepared.recipe.scratch else against,
-    }
-    if best_step != start:
-        a, b = (np.load(home / DATA / f"rows-{step}.npy", allow_pickle=False) for step in (start, best_step))
-        scores["difference"] = dataclasses.asdict(compare.ratio_difference(a, b, objective.dev_groups()))
-    scores["verdict"] = card.verdict(scores)
-    return scores
-
-
-def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
-    """run.json: enough to say later what ran where on what."""
-    import torch
-
-    import embedtune
-
-    state = outcome.state
-    return {
-        "finished": True,
-        "embedtune": embedtune.__version__,
-        "python": platform.python_version(),
-        **prepared.identity,
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "torch_build": torch.__version__,
-        "steps": state.step,
-        "of": outcome.total,
-        "tokens": state.tokens,
-        "seconds": round(state.seconds, 3),
-        "tokens_per_second": round(state.tokens / state.seconds) if state.seconds else None,
-        "ended": outcome.why,
-        "remarks": facts,
-        "data": prepared.profile,
-    }
-
-
-def _cpu() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
-    except OSError:
-        return platform.processor()
-
-
-def _check_measure(measure: str, known: list[str]) -> None:
-    if measure not in known:
-        raise UserError(
-            f"there is no dev measure {measure!r}{did_you_mean(measure, known)}; there are {', '.join(known)}",
-            where="--measure",
-        )
-
-
-def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop | None:
-    """The resolved loop of the run that is resumed; a UserError that lists what differs from how it was started."""
-    path = home / "start.json"
-    if not resume or not path.is_file():
-        return None
+def _same_as_before(home: Path, start: dict[str, Any]) -> None:
+    """A run is continued only with what it was started with."""
+    path = home / "run-start.json"
+    if not path.is_file():
+        files.write_json(path, start)
+        return
     before = files.read_json(path)
-    differs = []
-    for key, value in start.items():
-        if before.get(key) == value:
-            continue
-        if key == "recipe":
-            old, new = str(before.get(key, "")).splitlines(), str(value).splitlines()
-            differs += [f"recipe: {line} (was {_was(line, old)})" for line in new if line not in old]
-            differs += [
-                f"recipe: {line} is gone" for line in old if line.split(" =")[0] not in {x.split(" =")[0] for x in new}
-            ]
-        else:
-            differs.append(f"{key}: {value} (was {before.get(key)})")
+    differs = [name for name in start if before.get(name) != start[name]]
     if differs:
-        raise UserError(
-            f"the run in {home} cannot be resumed: {len(differs)} thing(s) changed since it was started",
-            details=differs[:10],
-            fix="put them back, or start anew with --discard",
+        what = f"the run in {home} cannot be resumed: its {' and '.join(differs)} changed since it was started"
+        raise UserError(what, fix="put it back, or start anew with --discard")
+
+
+def _adapt(recipe: Run, base: str, found: Any, home: Path, listener: Any) -> tuple[str, str | None]:
+    """Masked language modelling first, where asked for or where the model has its head: (model, remark)."""
+    from embedtune.encoder import load
+
+    adapted = home / "adapted"
+    if not found.text:
+        return base, None
+    wish = recipe.adapt if recipe.adapt is not None else load.has_mlm_head(load.find(base))
+    if not wish:
+        listener.note("no masked language modelling: the model has no head for it (--adapt does it all the same)")
+        return base, None
+    if not adapted.is_dir():
+        text = home / "text.txt"
+        lines = [line for document in found.text for line in (*document, "")]
+        files.write_text(text, "\n".join(lines).rstrip("\n") + "\n")
+        loop = dataclasses.replace(recipe.loop, lr=None, batch=32, measure=None)
+        mlm = MLM(train=str(text), model=base, loop=loop)
+        tune.finetune(mlm, adapted, resume=tune.running(adapted).is_dir(), listener=listener)
+    scores = files.read_json(adapted / "scores.json")
+    return str(adapted), f"masked language modelling first. {scores['verdict']}"
+
+
+def _with_negatives(recipe: Run, found: Any, model: str, home: Path, listener: Any) -> Sequence[dict[str, Any]]:
+    """The training pairs, with mined negatives where they are asked for (kept on disk: mining is dear)."""
+    if not recipe.negatives:
+        rows: list[dict[str, Any]] = found.train
+        return rows
+    from embedtune.data.pairs import read_pairs
+    from embedtune.encoder.encode import open_encoder
+    from embedtune.enrich.mine import Mining, mine, write_mined
+
+    path = home / "data" / "mined.jsonl"
+    if not path.is_file():
+        pairs = list(read_pairs(found.train))
+        mined = mine(pairs, None, open_encoder(model), Mining(negatives=recipe.negatives), note=listener.note)
+        write_mined(path, mined)
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _judge(recipe: Run, base: str, adapted: str | None, found: Any, home: Path, out: Path, listener: Any) -> Ended:
+    """Read the test sets once, decide, and publish the model that is kept with its report."""
+    from embedtune.encoder.encode import open_encoder
+    from embedtune.judge import compare
+    from embedtune.judge.drift import model_drift
+    from embedtune.judge.retrieval import judge_retrieval
+
+    tuned = home / "tuned"
+    listener.note("judging base and tuned on the test queries, which nothing has seen")
+    models = [open_encoder(base), open_encoder(str(tuned))]
+    dims = [None, *(d for d in (recipe.dims or DIMS) if d < models[0].dimension)]
+    reports = {
+        name: [judge_retrieval(model, data, MEASURES, dims=dims) for model in models]
+        for name, data in found.tests.items()
+    }
+    changes = {name: [compare.paired(a, b, MAIN) for a, b in zip(*both)] for name, both in reports.items()}
+    word = compare.verdict([c[0] for c in changes.values()])
+    dev = files.read_json(tuned / "scores.json")
+    coefficient = (dev.get("averaging") or {}).get("coefficient", 1.0 if dev["best_step"] else 0.0)
+    unchanged = coefficient == 0.0 and adapted is None
+    keep_base = word == "REGRESSION" or unchanged or (word != "WIN" and not found.real)
+    story = {
+        "title": f"{Path(base).name} on {found.profile['name']}",
+        "base": base,
+        "model": "base" if keep_base else "tuned",
+        "verdict": _verdict(word, changes, found.real, keep_base, unchanged),
+        "profile": {k: v for k, v in found.profile.items() if v not in (None, {}, [])},
+        "remarks": [*found.remarks, *([adapted] if adapted else []), *files.read_json(tuned / "run.json")["remarks"]],
+        "log": [json.loads(line) for line in (tuned / "log.jsonl").read_text(encoding="utf-8").splitlines()],
+        "tables": [_table(name, found.tests[name], both, compare) for name, both in reports.items()],
+        "measure": MAIN,
+        "dims": _dims(reports, changes),
+        "changed": _changed(reports, found.tests, compare),
+        "averaging": dev.get("averaging") and {k: dev["averaging"][k] for k in ("coefficient", "tried")},
+        "drift": _drift(model_drift(*models)),
+        "examples_of_pairs": found.examples,
+        "repeat": [f"embedtune run {tune.name_of(recipe.data)} --out {out}", "embedtune run recipe.toml"],
+        "recipe": recipes.to_toml(recipe),
+        "machine": _machine(files.read_json(tuned / "run.json")),
+    }
+    return _publish(story, base, keep_base, home, out)
+
+
+def _verdict(word: str, changes: dict[str, Any], real: bool, keep_base: bool, unchanged: bool) -> dict[str, Any]:
+    """The verdict in one sentence, with the intervals it rests on."""
+    spans = "; ".join(
+        f"{name}: {MAIN} {c[0].value:+.4f} (95 % interval {c[0].low:+.4f} to {c[0].high:+.4f}, {c[0].items:,} queries)"
+        for name, c in changes.items()
+    )
+    kept = "the base is kept" if keep_base else "the tuned model is kept"
+    why = " since nothing was better on dev" if unchanged else ""
+    proxy = (
+        ""
+        if real
+        else " The queries were proxies made from the text; --queries FILE judges on real ones, fifty are a beginning."
+    )
+    sentence = f"{word}: {spans}; {kept}{why}.{proxy}"
+    return {"word": word, "sentence": sentence, "queries": "real" if real else "proxy", "kept": kept}
+
+
+def _table(name: str, data: Any, both: Any, compare: Any) -> dict[str, Any]:
+    base, tuned = both[0][0], both[1][0]
+    rows = []
+    for measure in MEASURES:
+        change = compare.paired(base, tuned, measure)
+        rows.append({
+            "measure": measure, "base": base.summary[measure], "tuned": tuned.summary[measure],
+            "change": change.value, "low": change.low, "high": change.high, "p": change.p,
+        })  # fmt: skip
+    return {"name": name, "queries": len(data.queries), "corpus": len(data.corpus), "rows": rows}
+
+
+def _dims(reports: dict[str, Any], changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """Base and tuned at each dimension on the first test set, with the interval of their difference."""
+    name = next(iter(reports))
+    rows = [
+        {"dim": a.dim, "base": a.summary[MAIN], "tuned": b.summary[MAIN], "low": c.low, "high": c.high}
+        for a, b, c in zip(*reports[name], changes[name], strict=True)
+    ]
+    return sorted(rows, key=lambda row: -row["dim"])
+
+
+def _changed(reports: dict[str, Any], tests: dict[str, Any], compare: Any) -> dict[str, Any]:
+    name = next(iter(reports))
+    sides = compare.changed_most(reports[name][0][0], reports[name][1][0], MAIN, EXAMPLES, data=tests[name])
+
+    def shown(found: Any) -> list[dict[str, Any]]:
+        return [{"text": d.text, "score": d.score, "relevant": bool(d.relevance)} for d in found]
+
+    return {
+        side: [
+            {
+                "query": c.text,
+                "change": c.after - c.before,
+                "base": shown(c.found_before),
+                "tuned": shown(c.found_after),
+            }
+            for c in changes
+        ]
+        for side, changes in zip(("better", "worse"), sides, strict=True)
+    }
+
+
+def _drift(found: Any) -> dict[str, Any]:
+    return {"overlap@10": found.overlap, "rank_correlation": found.rank_correlation, "texts": found.texts}
+
+
+def _machine(account: dict[str, Any]) -> dict[str, Any]:
+    names = ("cpu", "cores", "device", "threads", "torch", "transformers", "python", "embedtune", "tokens_per_second")
+    return {name: account[name] for name in names if account.get(name)}
+
+
+def _publish(story: dict[str, Any], base: str, keep_base: bool, home: Path, out: Path) -> Ended:
+    """The kept model with its report becomes `out` by one rename; then what only the run needed goes."""
+    from embedtune.encoder import embedder, load
+    from embedtune.judge.page import page
+
+    kept = home / "kept"
+    shutil.rmtree(kept, ignore_errors=True)
+    if keep_base:
+        files.make_folder(kept)
+        opened = embedder.load_trainable(load.find(base))
+        embedder.save_embedder(opened.model, kept, opened.config_values)
+        for name in ("log.jsonl", "loss.png", "loss.svg", "run.json"):
+            files.copy(home / "tuned" / name, kept / name)
+        files.write_text(
+            kept / "README.md", f"# {story['title']}\n\nThe base model, unchanged. {story['verdict']['sentence']}\n"
         )
-    return recipes.Loop(**before["loop"])
-
-
-def _was(line: str, old: list[str]) -> str:
-    name = line.split(" =")[0]
-    return next((o.partition(" = ")[2] for o in old if o.split(" =")[0] == name), "not set")
+    else:
+        files.copy_folder(home / "tuned", kept)
+    files.write_text(kept / "recipe.toml", story["recipe"])
+    files.write_json(kept / "scores.json", {k: v for k, v in story.items() if k not in ("log", "recipe")})
+    files.write_text(kept / "report.html", page(story))
+    files.move_directory(kept, out)
+    shutil.rmtree(home, ignore_errors=True)
+    return Ended(out, story)

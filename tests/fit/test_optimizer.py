@@ -22,7 +22,7 @@ def learn(net, optimizer, steps, seed=1):
 
 def test_it_is_adamw_without_decay_on_vectors():
     mine, theirs = model(), model()
-    optimizer = Optimizer(mine, [], 0.1, bf16=False)
+    optimizer = Optimizer(mine, [], 0.1, bf16=None)
     matrices = [p for p in theirs.parameters() if p.ndim > 1]
     vectors = [p for p in theirs.parameters() if p.ndim == 1]
     stock = torch.optim.AdamW(
@@ -44,7 +44,7 @@ def test_it_is_adamw_without_decay_on_vectors():
 def test_the_head_has_a_rate_of_its_own():
     net = model()
     before = copy.deepcopy(net.state_dict())
-    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=False)
+    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=None)
     net(torch.ones(2, 8)).square().mean().backward()
     optimizer.step({HEAD: 1e-2, BODY: 0.0})
     moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -54,11 +54,11 @@ def test_the_head_has_a_rate_of_its_own():
 @pytest.mark.parametrize("bf16", [False, True])
 def test_state_and_load_go_on_with_the_same_bits(bf16):
     whole, part, rest = model(), model(), model()
-    one = Optimizer(whole, ["2.weight"], 0.01, bf16)
+    one = Optimizer(whole, ["2.weight"], 0.01, whole if bf16 else None)
     learn(whole, one, 3)
     saved = {name: tensor.clone() for name, tensor in one.state().items()}
     learn(whole, one, 4, seed=5)
-    two = Optimizer(rest, ["2.weight"], 0.01, bf16)
+    two = Optimizer(rest, ["2.weight"], 0.01, rest if bf16 else None)
     two.load(saved)
     learn(rest, two, 4, seed=5)
     for name, tensor in one.state().items():
@@ -69,7 +69,7 @@ def test_state_and_load_go_on_with_the_same_bits(bf16):
 
 def test_a_state_of_something_else_is_refused():
     net = model()
-    optimizer = Optimizer(net, [], 0.0, bf16=False)
+    optimizer = Optimizer(net, [], 0.0, bf16=None)
     learn(net, optimizer, 1)
     state = optimizer.state()
     with pytest.raises(KeyError, match="more.weight"):
@@ -82,7 +82,7 @@ def test_a_state_of_something_else_is_refused():
 def test_bf16_accumulates_in_float32():
     """A thousand small gradients on top of a large one: lost in bf16, kept in the masters' gradients."""
     net = torch.nn.Linear(1, 1, bias=False)
-    optimizer = Optimizer(net, [], 0.0, bf16=True)
+    optimizer = Optimizer(net, [], 0.0, bf16=net)
     assert net.weight.dtype == torch.bfloat16 and optimizer.masters["weight"].dtype == torch.float32
     for size in [1.0] + [2.0**-10] * 1024:
         (net.weight * torch.tensor(size, dtype=torch.bfloat16)).sum().backward()
@@ -93,7 +93,7 @@ def test_bf16_accumulates_in_float32():
 
 def test_working_copies_follow_and_release_gives_the_masters():
     net = model()
-    optimizer = Optimizer(net, [], 0.0, bf16=True)
+    optimizer = Optimizer(net, [], 0.0, bf16=net)
     learn(net, optimizer, 3)
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, optimizer.masters[name].bfloat16())
@@ -105,7 +105,7 @@ def test_working_copies_follow_and_release_gives_the_masters():
 def test_frozen_parameters_keep_their_gradients_hooks():
     """A body that is frozen at first and freed later learns in bf16 as well."""
     net = model()
-    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=True)
+    optimizer = Optimizer(net, ["2.weight", "2.bias"], 0.0, bf16=net)
     for frozen in (True, False):
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(not frozen or name.startswith("2."))
@@ -117,7 +117,7 @@ def test_frozen_parameters_keep_their_gradients_hooks():
 
 def test_the_norm_tells_of_gradients_that_are_not_finite():
     net = model()
-    optimizer = Optimizer(net, [], 0.0, bf16=False)
+    optimizer = Optimizer(net, [], 0.0, bf16=None)
     net(torch.ones(2, 8)).sum().backward()
     assert optimizer.clip(1e9) > 0
     next(net.parameters()).grad[0, 0] = float("nan")

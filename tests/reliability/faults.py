@@ -120,7 +120,9 @@ def _path_of(path, directory=None) -> str:
 def install(fault: dict | None, plot: bool) -> None:
     """fault: {"kind": "kill" | "enospc" | "enospc-on" | "eio" | "count", "at": k, "watch": "save:STEP" | "finish"}."""
     if not plot:  # drawing is most of a tiny run's time; the picture has tests of its own
-        embedtune.plots.loss_curve = lambda records, stem, title: files.write_bytes(stem.with_suffix(".png"), b"png")
+        embedtune.plots.loss_curve = lambda records, stem, title, unit: files.write_bytes(
+            stem.with_suffix(".png"), b"png"
+        )
     if not fault:
         return
     STATE.update(fault)

@@ -32,7 +32,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping  #
 
 import embedtune.cli  # noqa: E402
 import embedtune.fit.objectives.prepare  # noqa: E402, F401
-import embedtune.run  # noqa: E402
+import embedtune.tune  # noqa: E402
 
 
 def child(request: dict) -> None:

@@ -1,4 +1,4 @@
-"""Duplicates: exact ones counted in bounded memory, near ones clustered by MinHash."""
+"""Duplicates: exact ones counted in bounded memory, near ones clustered (how they are found: `near`)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 HASHES = 1_000_000  # kept at most; beyond, a sample
-PERMUTATIONS, SEED = 128, 0
 SHINGLE = 3  # words
 
 
 def text_hash(text: str) -> int:
     """64 bits of blake2b over the casefolded text with whitespace collapsed: equal for "A  b" and "a b"."""
-    plain = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+    return words_hash(text.casefold().split())
+
+
+def words_hash(words: Sequence[str]) -> int:
+    """`text_hash` of casefolded words."""
+    plain = " ".join(words).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest(), "big")
 
 
@@ -60,28 +64,15 @@ def exact_duplicates(texts: Iterable[str]) -> Duplicates:
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8) -> list[list[int]]:
     """Clusters (ascending indices, two or more) of texts whose 3-word shingles overlap: Jaccard >= threshold.
 
-    Each text is compared with the first texts of the clusters so far (those that MinHash finds), exactly, and
-    joins the earliest that is near enough: so time stays linear where everything is alike, and the result is
-    the same on every run.
+    Each text is compared with the first texts of the clusters so far, exactly, and joins the earliest that is near
+    enough: so time stays linear where everything is alike, and the result is the same on every run.
     """
-    from rensa import RMinHash, RMinHashLSH
+    from embedtune.data.near import leaders
+    from embedtune.data.shingles import sets_of
 
-    index = RMinHashLSH(threshold=threshold, num_perm=PERMUTATIONS, num_bands=_bands(threshold))
-    seen: dict[int, int] = {}  # hash -> first text of its cluster
     clusters: dict[int, list[int]] = {}
-    for i, text in enumerate(texts):
-        number = text_hash(text)
-        leader = seen.get(number)
-        if leader is None:
-            words = shingles(text)
-            sketch = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
-            sketch.update(sorted(words))
-            found = sorted(index.query(sketch))
-            leader = next((j for j in found if _jaccard(words, shingles(texts[j])) >= threshold), i)
-            if leader == i:
-                index.insert(i, sketch)
-            seen[number] = leader
-        clusters.setdefault(leader, []).append(i)
+    for number, leader in enumerate(leaders(sets_of([text] for text in texts), threshold).tolist()):
+        clusters.setdefault(leader, []).append(number)
     return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
@@ -89,14 +80,3 @@ def shingles(text: str) -> set[str]:
     """All runs of 3 words, casefolded; a shorter text is its own only shingle."""
     words = text.casefold().split()
     return {" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1))}
-
-
-def _jaccard(a: set[str], b: set[str]) -> float:
-    return len(a & b) / len(a | b)
-
-
-def _bands(threshold: float) -> int:
-    """The fewest bands that find a pair at the threshold with probability 1 - (1 - t^r)^b >= 0.9."""
-    bands = (1 << i for i in range(PERMUTATIONS.bit_length()))
-    found = (b for b in bands if 1 - (1 - threshold ** (PERMUTATIONS // b)) ** b >= 0.9)
-    return next(found, PERMUTATIONS)

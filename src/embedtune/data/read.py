@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from embedtune.data import formats
 from embedtune.data.formats import BLANK, Header, Items
+from embedtune.data.hub import HUB, hub
 from embedtune.data.lines import Problem, ending, find_files
 from embedtune.errors import UserError, did_you_mean, short_list
 
@@ -142,7 +143,10 @@ def _read(
 
 def _sources(data: DataLike, tally: Counts) -> Iterator[tuple[str, str, Items]]:
     """For each file: its name, what a row of it is called, and its items."""
-    if isinstance(data, (str, Path)):
+    if isinstance(data, str) and data.startswith(HUB):
+        tally.files.append(data)
+        yield data, "row", hub(data, tally.add)
+    elif isinstance(data, (str, Path)):
         found, ignored = find_files(data)
         tally.ignored += ignored
         if ignored:

@@ -46,6 +46,10 @@ class Tokens:
         """Tokens per row, (rows,) int64."""
         return np.diff(self.ends, prepend=0)
 
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of the given rows, (n,) int64."""
+        return self.ends[rows] - np.where(rows > 0, self.ends[rows - 1], 0)
+
 
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special token ids that a tokenizer puts before and after one text."""
@@ -81,12 +85,13 @@ def even_chunks(ids: np.ndarray, most: int) -> list[np.ndarray]:
     return np.array_split(ids, -(-len(ids) // most))
 
 
-def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path) -> Tokens:
+def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path, *, cut: bool = False) -> Tokens:
     """Tokenise a stream of text rows into `folder`, and map what was written.
 
     Rows of more than `max_length` tokens (special tokens counted) are chunked; rows of which the tokenizer
-    knows nothing (control characters, or a script that it has never seen) are left out. `tokenizer` is a fast
-    Hugging Face tokenizer; it is not changed.
+    knows nothing (control characters, or a script that it has never seen) are left out. With `cut` every row stays
+    one row, as an embedding model reads it: its first tokens, the count of such rows in `chunked`. `tokenizer` is a
+    fast Hugging Face tokenizer; it is not changed.
     """
     backend = uncut(tokenizer)
     before, after = affixes(tokenizer)
@@ -103,8 +108,11 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path)
             record = []
             for row, ids in zip(batch, found, strict=True):
                 document, line = row.document, (line + 1 if row.document == document else 0)
-                chunks = [] if barren[ids].all() else even_chunks(ids, room)
-                lines, chunked = lines + bool(chunks), chunked + (len(chunks) > 1)
+                if cut:
+                    chunks = [ids[:room]]
+                else:
+                    chunks = [] if barren[ids].all() else even_chunks(ids, room)
+                lines, chunked = lines + bool(chunks), chunked + (len(chunks) > 1 or (cut and len(ids) > room))
                 for number, chunk in enumerate(chunks):
                     whole = np.concatenate([before, chunk, after]).astype(dtype)
                     ids_file.write(whole.tobytes())

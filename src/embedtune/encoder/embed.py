@@ -34,27 +34,31 @@ def embed(
     max_tokens: int = 8192,
     window: int = 2048,
     precision: Precision = "fp32",
+    prompt: str | None = None,
 ) -> Iterator[Embedded]:
     """Embed a stream of texts as `model.encode` would, one `Embedded` per `window` texts.
 
     Inside a window texts are sorted by length and batched under a budget of `max_tokens` (padded tokens, or
     real ones where the model is padding-free); a text longer than the budget goes alone. The model's default
-    prompt and `truncate_dim` are honoured. "bf16" runs the forward pass under autocast; vectors stay float32.
-    Raises UserError for an item that is not a text.
+    prompt (or `prompt`, where it is not None) and `truncate_dim` are honoured. "bf16" runs the forward pass under
+    autocast; vectors stay float32. Raises UserError for an item that is not a text.
     """
     stream, first = iter(texts), 0
+    if prompt is None:
+        prompt = model.prompts.get(model.default_prompt_name or "")
     while block := list(islice(stream, window)):
         for row, text in enumerate(block, first):
             if not isinstance(text, str):
                 raise UserError(f"a text was expected, found {type(text).__name__}", where=f"text {row:,}")
-        yield _embed_window(model, block, max_tokens, precision)
+        yield _embed_window(model, block, max_tokens, precision, prompt or None)
         first += len(block)
 
 
 @torch.inference_mode()
-def _embed_window(model: SentenceTransformer, texts: list[str], max_tokens: int, precision: Precision) -> Embedded:
+def _embed_window(
+    model: SentenceTransformer, texts: list[str], max_tokens: int, precision: Precision, prompt: str | None
+) -> Embedded:
     """Embed the texts of one window; the vectors come to the CPU once, at its end."""
-    prompt = model.prompts.get(model.default_prompt_name or "") or None
     lengths = _lengths(model, texts, prompt)
     limit = model.max_seq_length
     order = np.argsort(-lengths, kind="stable")  # the longest first: if memory is short it shows at once

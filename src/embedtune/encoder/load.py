@@ -164,6 +164,19 @@ def _check_weights(file: Path) -> None:
         raise UserError(f"is damaged: {error}", where=str(file), fix="download or copy the file again") from error
 
 
+def has_mlm_head(folder: Path) -> bool:
+    """Whether the folder's weights hold a masked-language head (BERT's `cls.predictions`, others' `lm_head`, ...)."""
+    from safetensors import safe_open
+
+    marks = ("cls.predictions.", "lm_head.", "vocab_transform.", "decoder.bias", "head.dense.weight")
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_weights(file)
+        with safe_open(file, "pt") as opened:
+            if any(name.startswith(marks) for name in opened.keys()):  # noqa: SIM118 - no dict
+                return True
+    return False
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a model folder."""
     from transformers import AutoTokenizer
@@ -172,7 +185,7 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds; all mean the same to the user
         raise UserError(
-            f"its tokenizer cannot be opened ({type(error).__name__}: {_first_line(error)})",
+            f"its tokenizer cannot be opened ({type(error).__name__}: {first_line(error)})",
             where=str(folder),
             fix="copy tokenizer.json and tokenizer_config.json again",
         ) from error
@@ -181,7 +194,8 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line of at most 200 characters."""
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
@@ -195,8 +209,8 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     quiet()
     varlen.register()
     check_folder(folder)
-    config = _open_config(folder)
-    changed = _without_attention_dropout(config)
+    config = open_config(folder)
+    changed = without_attention_dropout(config)
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     try:
@@ -211,7 +225,7 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
         )
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
         raise UserError(
-            f"cannot be opened as a masked language model: {_first_line(error)}", where=str(folder)
+            f"cannot be opened as a masked language model: {first_line(error)}", where=str(folder)
         ) from error
     missing = sorted(info["missing_keys"])
     loaded = Loaded(
@@ -228,13 +242,14 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     return loaded
 
 
-def _open_config(folder: Path) -> Any:
+def open_config(folder: Path) -> Any:
+    """The transformers config of a model folder; a UserError where it cannot be used."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - as with tokenizers: many kinds, one meaning
-        raise UserError(f"cannot be used: {_first_line(error)}", where=str(folder / "config.json")) from error
+        raise UserError(f"cannot be used: {first_line(error)}", where=str(folder / "config.json")) from error
 
 
 def _attention_for(config: Any) -> str:
@@ -246,7 +261,8 @@ def _attention_for(config: Any) -> str:
     return varlen.ATTENTION if supported else "eager"
 
 
-def _without_attention_dropout(config: Any) -> dict[str, Any]:
+def without_attention_dropout(config: Any) -> dict[str, Any]:
+    """Set dropout on attention probabilities to zero in place; the values it had, by their names in the config."""
     changed = {}
     for name in ATTENTION_DROPOUT:
         if getattr(config, name, 0):
@@ -306,27 +322,6 @@ def stated_length(folder: Path, tokenizer: Any) -> int:
     if settings.is_file() and isinstance(length := files.read_json(settings).get("max_seq_length"), int):
         limits.append(length)
     return min(limits, default=512)
-
-
-def load_embedder(folder: Path) -> tuple[Any, str | None]:
-    """A folder as a stock SentenceTransformer made padding-free in place, and why not where it cannot be.
-
-    Raises UserError for a folder that is damaged, or that names modules of its own.
-    """
-    check_folder(folder)
-    if (folder / "modules.json").is_file():
-        kinds = [str(module.get("type", "")) for module in files.read_json(folder / "modules.json")]
-        if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-            raise UserError(f"wants to run modules of its own ({short_list(foreign)}); not opened", where=str(folder))
-    quiet()
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
-        message = f"cannot be opened as an embedding model: {_first_line(error)}"
-        raise UserError(message, where=str(folder)) from error
-    return model, varlen.flatten(model[0])
 
 
 def save(loaded: Loaded, folder: Path) -> None:

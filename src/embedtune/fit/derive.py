@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from embedtune.fit.engine import total_steps
+from embedtune.fit.engine import Objective, total_steps
 from embedtune.recipes import Loop
 
 
@@ -48,7 +48,7 @@ def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
     Per token and layer about 16 hidden-size and 4 intermediate-size activations are kept for the backward pass, and
     two rows of attention probabilities per head. More than 16,384 tokens gained nothing where it was measured.
     """
-    config = model.config
+    config = getattr(model, "config", None) or model.model.config  # of a sentence-transformers module: its model's
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", 4 * hidden)
     per_layer = 16 * hidden + 4 * inner + 2 * config.num_attention_heads * max_length
@@ -56,17 +56,18 @@ def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
     return max(max_length, min(16_384, int(free / 2 / per_token)))
 
 
-def resolve(loop: Loop, model: Any, max_length: int, size: int, head_steps: int, lr: float) -> Loop:
+def resolve(loop: Loop, objective: Objective, max_length: int, lr: float) -> Loop:
     """`loop` with every derived field filled in; `lr` is what the task calls for."""
-    device = next(model.parameters()).device
+    device = next(objective.model.parameters()).device
     precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")
-    total = total_steps(loop, size, head_steps)
+    total = total_steps(loop, objective.size, objective.head_steps)
+    budget = token_budget(objective.body, max_length, precision == "bf16", free_bytes(device))
     tenth = max(1, -(-total // 10))
     return dataclasses.replace(
         loop,
         lr=loop.lr or lr,
         precision=precision,
-        max_tokens=loop.max_tokens or token_budget(model, max_length, precision == "bf16", free_bytes(device)),
+        max_tokens=loop.max_tokens or min(budget, objective.most_tokens or budget),
         eval_steps=loop.eval_steps or tenth,
         checkpoint_steps=loop.checkpoint_steps or tenth,
         log_steps=loop.log_steps or max(1, total // 1000),

@@ -47,14 +47,22 @@ class Objective(Protocol):
 
     head: list[str]  # parameters that are trained alone for `head_steps` steps
     head_steps: int
+    most_tokens: int | None  # more than these in a forward pass bring nothing
 
     @property
     def model(self) -> torch.nn.Module:
         """The model that is trained."""
 
     @property
+    def body(self) -> torch.nn.Module:
+        """The part of it that may compute in bf16."""
+
+    @property
     def size(self) -> int:
         """Training rows."""
+
+    def rows(self, step: int, batch: int, seed: int) -> tuple[int, np.ndarray]:
+        """(epoch, row numbers) of a step: a pure function, so that resuming needs no replay."""
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
         """Leave the gradients of the mean loss of `rows` on the parameters, in micro-batches of `max_tokens`."""
@@ -102,7 +110,8 @@ def train(
     checkpoint written.
     """
     total = total_steps(loop, objective.size, objective.head_steps)
-    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, loop.precision == "bf16")
+    compute = objective.body if loop.precision == "bf16" else None
+    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute)
     run = Run(objective, loop, optimizer, score, home, draw, listener, total)
     found = checkpoint.newest(run.checkpoints)
     if found is not None:
@@ -135,6 +144,7 @@ class Run:
     ) -> None:
         self.objective, self.loop, self.optimizer, self.score = objective, loop, optimizer, score
         self.home, self.draw, self.listener, self.total = home, draw, listener, total
+        self.measure = loop.measure or "dev_loss"
         self.checkpoints = home / "checkpoints"
         self.state = State(max_tokens=loop.max_tokens or 0)
         self.clock = self.drawn = time.monotonic()
@@ -184,14 +194,14 @@ class Run:
         if state.step >= self.total:
             return "all steps done"
         if loop.patience is not None and state.stale >= loop.patience:
-            return f"{loop.measure} did not get better in {loop.patience} scorings"
+            return f"{self.measure} did not get better in {loop.patience} scorings"
         if loop.minutes is not None and state.seconds >= 60 * loop.minutes:
             return f"{loop.minutes:g} minutes are over"
         return None
 
     def _step(self) -> None:
         state, loop = self.state, self.loop
-        epoch, rows = order.batch_rows(state.step, loop.batch, self.objective.size, loop.seed)
+        epoch, rows = self.objective.rows(state.step, loop.batch, loop.seed)
         result = self._forward_backward(epoch, rows)
         norm = self.optimizer.clip(loop.clip)
         if math.isfinite(result.loss) and math.isfinite(norm):
@@ -274,11 +284,11 @@ class Run:
         state.scored = state.step
         measures = {k: v for k, v in self.score(state.step).items() if math.isfinite(v)}
         self._write({"step": state.step, "seconds": round(state.seconds, 3), **measures})
-        value = measures.get(self.loop.measure)
+        value = measures.get(self.measure)
         # While a fresh head is trained alone there is nothing yet that could be better or worse, unless it ends there.
         if value is None or (state.step < self.objective.head_steps and self._why_stop() is None):
             return
-        if state.best is None or better(self.loop.measure, value, state.best):
+        if state.best is None or better(self.measure, value, state.best):
             state.best, state.best_step, state.stale = value, state.step, 0
             weights = {n: m.detach() for n, m in self.optimizer.masters.items()}
             checkpoint.save_best(self.checkpoints, state.step, weights)

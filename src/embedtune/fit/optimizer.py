@@ -17,15 +17,15 @@ HEAD, BODY = "head", "body"
 class Optimizer:
     """AdamW (arXiv 1711.05101) with groups for head and body, each with and without weight decay."""
 
-    def __init__(self, model: nn.Module, head: Iterable[str], weight_decay: float, bf16: bool) -> None:
+    def __init__(self, model: nn.Module, head: Iterable[str], weight_decay: float, bf16: nn.Module | None) -> None:
+        """`bf16` is the part of `model` that computes in bf16; None leaves all of it in float32."""
         names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters = {name: nn.Parameter(p.detach().clone()) if bf16 else p for name, p in names.items()}
-        self.working = names
-        self.bf16 = bf16
-        if bf16:
-            for name, parameter in names.items():
-                parameter.data = parameter.data.to(torch.bfloat16)
-                parameter.register_post_accumulate_grad_hook(_collector(self.masters[name]))
+        inside = {id(p) for p in bf16.parameters()} if bf16 is not None else set()
+        self.working = {name: p for name, p in names.items() if id(p) in inside}
+        self.masters = {n: nn.Parameter(p.detach().clone()) if n in self.working else p for n, p in names.items()}
+        for name, parameter in self.working.items():
+            parameter.data = parameter.data.to(torch.bfloat16)
+            parameter.register_post_accumulate_grad_hook(_collector(self.masters[name]))
         in_head = set(head)
         groups: dict[tuple[str, float], list[nn.Parameter]] = {}
         for name, master in self.masters.items():
@@ -54,9 +54,9 @@ class Optimizer:
         """One update at the given learning rate per kind, then the working copies follow their masters."""
         for group in self.adam.param_groups:
             group["lr"] = rates[group["kind"]]
-        moved = [name for name, master in self.masters.items() if master.grad is not None]
+        moved = [name for name in self.working if self.masters[name].grad is not None]
         self.adam.step()
-        if self.bf16:
+        if moved:
             with torch.no_grad():
                 torch._foreach_copy_([self.working[n].data for n in moved], [self.masters[n].data for n in moved])
 
@@ -103,10 +103,9 @@ class Optimizer:
 
     def sync(self) -> None:
         """Copy the masters into the working parameters."""
-        if self.bf16:
-            with torch.no_grad():
-                for name, parameter in self.working.items():
-                    parameter.copy_(self.masters[name])
+        with torch.no_grad():
+            for name, parameter in self.working.items():
+                parameter.copy_(self.masters[name])
 
     def release(self) -> None:
         """Give the model its float32 masters, for saving."""

@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+TASKS = {
+    "mlm": "masked language modelling",
+    "contrastive": "contrastive pairs",
+    "scored": "scored pairs",
+}
+LOSSES = {
+    "mlm": "loss per masked token (nats)",
+    "contrastive": "ranking loss (nats)",
+    "scored": "mean squared gap",
+}
 LABELS = {
-    "dev_loss": "loss per masked token (nats)",
     "dev_perplexity": "pseudo-perplexity",
     "dev_accuracy": "masked-token accuracy",
     "dev_loss_per_character": "loss per character (nats)",
+    "dev_spearman": "Spearman",
+    "dev_pearson": "Pearson",
 }
+SCORED_ON = {
+    "mlm": "Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the "
+    "exponential of the loss per masked token.",
+    "contrastive": "Scored by searching held-out anchors among {dev_corpus:,} texts ({dev_queries:,} queries). These "
+    "texts also chose the best step (and the averaging, where there was one), so the scores of the tuned model are a "
+    "little flattered; judge it on data of its own with `embedtune judge`.",
+    "scored": "Scored on {dev_pairs:,} held-out pairs, which also chose the best step. The loss is the mean squared "
+    "difference between cosine similarity and score.",
+}
+LIMITS = {
+    "mlm": "Lower masked-language loss means that the encoder knows this language better. It does not by itself mean "
+    "better retrieval or similarity; published results go both ways. Judge that on a task of yours.",
+    "contrastive": "A model that finds these pairs better may have become worse at something else. `embedtune judge "
+    "BASE TUNED` with data of another kind shows that.",
+    "scored": "A model that follows these scores better may have become worse at something else. `embedtune judge "
+    "BASE TUNED` with data of another kind shows that.",
+}
+USE_MLM = """from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForMaskedLM
+
+model = SentenceTransformer("path/to/this/folder")
+language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")"""
+USE = """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+queries, documents = model.encode_query(["a question"]), model.encode_document(["a text"])
+print(model.similarity(queries, documents))"""
 
 CARD = """---
 library_name: sentence-transformers
-pipeline_tag: fill-mask
-tags: [sentence-transformers, embedtune, fill-mask]
+pipeline_tag: {pipeline}
+tags: [sentence-transformers, embedtune, {pipeline}]
 ---
 
 # {title}
 
-Fine-tuned from `{base}` by masked language modelling with embedtune. {verdict}
+Fine-tuned from `{base}` on {task} with embedtune. {verdict}
 
 ## Scores
 
 {table}
 
-Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the exponential
-of the loss per masked token.
+{scored_on}
 
 ![loss](loss.png)
 
@@ -41,8 +79,7 @@ of the loss per masked token.
 
 ## Limits
 
-- Lower masked-language loss means that the encoder knows this language better. It does not by itself mean better
-  retrieval or similarity; published results go both ways. Judge that on a task of yours.
+- {limits}
 - The scores hold for text like the held-out rows.
 - Nothing was removed from the embeddings: they encode length, bias and whatever else the base encodes.
 
@@ -55,13 +92,22 @@ of the loss per masked token.
 ## Use
 
 ```python
-from sentence_transformers import SentenceTransformer
-from transformers import AutoModelForMaskedLM
-
-model = SentenceTransformer("path/to/this/folder")
-language_model = AutoModelForMaskedLM.from_pretrained("path/to/this/folder")
+{use}
 ```
 """
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card tells: `profile` of the data, `facts` that happened, `recipe` as TOML."""
+
+    task: str
+    title: str
+    base: str
+    scores: Mapping[str, Any]
+    profile: Mapping[str, Any]
+    facts: Sequence[str]
+    recipe: str
 
 
 def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -69,11 +115,15 @@ def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     columns = [(name, scores[name]) for name in ("baseline", "head_alone", "tuned") if scores.get(name)]
     header = ["measure", *(name.replace("_", " ") for name, _ in columns)]
     rows = [
-        [LABELS[measure], *(f"{values[measure]:,.4f}" for _, values in columns)]
-        for measure in LABELS
-        if measure in columns[0][1]
+        [label(measure, scores["task"]), *(f"{values[measure]:,.4f}" for _, values in columns)]
+        for measure in columns[0][1]
     ]
     return header, rows
+
+
+def label(measure: str, task: str) -> str:
+    """A dev measure in words."""
+    return LOSSES[task] if measure == "dev_loss" else LABELS.get(measure, measure.removeprefix("dev_"))
 
 
 def verdict(scores: Mapping[str, Any]) -> str:
@@ -82,32 +132,48 @@ def verdict(scores: Mapping[str, Any]) -> str:
     against = scores["against"]
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
-    interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} rows"
-    span = f"{change['value']:+.4f} ({interval})"
-    if change["high"] < 0:
-        return f"Better than {against}: dev loss {span}."
-    if change["low"] > 0:
-        return f"Worse than {against}: dev loss {span}."
-    return f"No clear difference to {against}: dev loss {span}."
+    unit = "rows" if scores["task"] == "mlm" else "pairs" if scores["task"] == "scored" else "queries"
+    interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} {unit}"
+    name = scores["compared"]
+    what = f"{name.replace('_', ' ')} {change['value']:+.4f} ({interval})"
+    falls = "loss" in name
+    if (change["high"] < 0) if falls else (change["low"] > 0):
+        return f"Better than {against}: {what}."
+    if (change["low"] > 0) if falls else (change["high"] < 0):
+        return f"Worse than {against}: {what}."
+    return f"No clear difference to {against}: {what}."
 
 
-def markdown(
-    title: str, scores: Mapping[str, Any], profile: Mapping[str, Any], recipe: str, facts: Sequence[str], base: str
-) -> str:
+def averaging(scores: Mapping[str, Any]) -> list[str]:
+    """What averaging with the base did, in a line; none where there was none."""
+    found = scores.get("averaging")
+    if not found:
+        return []
+    tried = ", ".join(f"{c}: {value:.4f}" for c, value in found["tried"].items())
+    share = f"{found['coefficient']:g} of the way from the base to the tuned weights"
+    return [f"averaged with the base: {share} was best on dev ({scores['measure']} at {tried})"]
+
+
+def markdown(about: About) -> str:
     """README.md of the output folder, with the front matter that sentence-transformers and the hub read."""
-    header, rows = score_table(scores)
+    header, rows = score_table(about.scores)
     table = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     text = [
         f"- {key.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}"
-        for key, value in profile.items()
+        for key, value in about.profile.items()
         if value not in (None, {}, [])
     ]
     return CARD.format(
-        title=title,
-        base=base,
-        verdict=verdict(scores),
+        pipeline="fill-mask" if about.task == "mlm" else "sentence-similarity",
+        title=about.title,
+        base=about.base,
+        task=TASKS[about.task],
+        verdict=verdict(about.scores),
         table="\n".join("| " + " | ".join(row) + " |" for row in table),
+        scored_on=SCORED_ON[about.task].format(**about.profile),
         text="\n".join(text),
-        facts="\n".join(f"- {fact}" for fact in facts),
-        recipe=recipe.rstrip(),
+        facts="\n".join(f"- {fact}" for fact in about.facts),
+        limits=LIMITS[about.task],
+        recipe=about.recipe.rstrip(),
+        use=USE_MLM if about.task == "mlm" else USE,
     )

@@ -2,27 +2,206 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from embedtune.data.retrieval import RetrievalSet
+from embedtune.errors import UserError
+from embedtune.judge.report import Report
+from embedtune.judge.similarity import CORRELATIONS
+
 DRAWS = 2000
+PAIRED_DRAWS = 10_000
+NUMBERS = 1 << 21  # held at once while drawing
+EXACT = 18  # differences that are not zero, up to which all of their signs are tried
+ALPHA = 0.05
+Verdict = Literal["WIN", "MARGINAL", "REGRESSION"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A with its 95 % interval; `items` and the `groups` they were resampled in."""
+    """B minus A with its 95 % interval; `items` and the `groups` they were resampled in; two-sided `p`."""
 
     value: float
     low: float
     high: float
     items: int
     groups: int
+    p: float | None = None
 
     @property
     def clear(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+
+def paired(
+    a: Report,
+    b: Report,
+    measure: object,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = PAIRED_DRAWS,
+) -> Difference:
+    """How much better `b` is than `a` in a measure that both reports have, on the same items.
+
+    For a mean of per-item values the interval is `mean_interval` and p that of `sign_flip`; for a correlation the
+    expanded percentile interval of the correlation on resampled items, and the p at which that interval would touch
+    zero. `groups` (n,) names for each item what it belongs to; items of one group are drawn together. Raises
+    UserError where the items differ, or where there are fewer than two groups.
+    """
+    name = a.measure(measure)
+    b.measure(name)
+    if a.items != b.items:
+        what = f"the reports are of different items: {len(a.items):,} of {a.data} and {len(b.items):,} of {b.data}"
+        raise UserError(what, where=f"{a.model} and {b.model}", fix="judge both on the same data")
+    n = len(a.items)
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"{len(groups)} groups for {n} items")
+    place = np.arange(n) if groups is None else np.unique(np.array([str(g) for g in groups]), return_inverse=True)[1]
+    count = int(place.max(initial=-1)) + 1
+    if count < 2:
+        raise UserError(f"{n} items in {count} groups: an interval needs at least two", where=a.data)
+    if name in a.values:
+        change = b.values[name] - a.values[name]
+        sums = np.bincount(place, weights=change)
+        low, high = mean_interval(sums, np.bincount(place), seed=seed, draws=draws)
+        return Difference(float(change.mean()), low, high, n, count, sign_flip(sums, seed=seed, draws=draws))
+    drawn = _correlations(a, b, name, place, seed, draws)
+    value = float(b.summary[name] - a.summary[name])
+    low, high = (float(x) for x in np.quantile(drawn, _tails(count)))
+    return Difference(value, low, high, n, count, _p_of_interval(drawn, count))
+
+
+def mean_interval(
+    sums: np.ndarray, sizes: np.ndarray, *, seed: int = 0, draws: int = PAIRED_DRAWS
+) -> tuple[float, float]:
+    """95 % interval of sums.sum() / sizes.sum(), the mean over all items, from the sums (G,) of groups of items.
+
+    The expanded percentile interval of arXiv 1411.5279: the percentiles of the bootstrap, taken further out so that
+    a normal mean is covered as by Student's t. Before drawing, two groups are added that differ by plus and minus
+    the root mean square of the differences that are not zero, after Agresti and Coull's two successes and two
+    failures (doi 10.1080/00031305.1998.10480550): most queries do not change at all, and 50 queries of which five
+    changed must not be surer than those five. Chosen by simulation of per-query nDCG@10 differences (40 to 92 % exact
+    zeros, skew -0.6 to 3.3; n = 50, 100, 300), where it covered the truth in 93.9 to 97.6 %; the plain percentile
+    interval in 86 to 96, BCa in 78 to 96, bootstrap-t in 83 to 96, Student's t in 89 to 97.
+    """
+    count = len(sums)
+    mean = sums.sum() / sizes.sum()
+    changed = sums[sums != 0]
+    if len(changed) == 0:
+        return 0.0, 0.0
+    width = np.sqrt(np.mean(changed**2))
+    pool = np.concatenate([sums - mean * sizes, [width, -width]])
+    weight = np.concatenate([sizes, [sizes.mean()] * 2])
+    alike = bool((sizes == sizes[0]).all())
+    parts = []
+    for rows in _drawn_rows(len(pool), count + 2, draws, seed):
+        items = weight[0] * (count + 2) if alike else weight[rows].sum(1)
+        parts.append(pool[rows].sum(1) / items)
+    low, high = np.quantile(np.concatenate(parts) - pool.sum() / weight.sum(), _tails(count))
+    return float(mean + low), float(mean + high)
+
+
+def sign_flip(sums: np.ndarray, *, seed: int = 0, draws: int = PAIRED_DRAWS) -> float:
+    """Two-sided p of the hypothesis that each group's difference could as well have had the other sign.
+
+    All signs are tried where at most 18 groups differ; else `draws` random ones, of which the observed one is
+    counted as one more, so that p is never 0.
+    """
+    changed = sums[sums != 0]
+    if len(changed) == 0:
+        return 1.0
+    least = abs(changed.sum()) * (1 - 1e-9)
+    if len(changed) <= EXACT:
+        totals = np.array([changed[0]])  # the other sign of the first mirrors everything
+        for change in changed[1:]:
+            totals = np.concatenate([totals + change, totals - change])
+        return float(np.mean(np.abs(totals) >= least))
+    generator = np.random.default_rng(seed)
+    hits = 0
+    step = max(1, NUMBERS // len(changed))
+    for first in range(0, draws, step):
+        rows = min(step, draws - first)
+        bits = np.unpackbits(np.frombuffer(generator.bytes(rows * len(changed) // 8 + 1), np.uint8))
+        signs = bits[: rows * len(changed)].reshape(rows, -1).astype(np.float64)
+        hits += int((np.abs(2 * signs @ changed - changed.sum()) >= least).sum())
+    return (hits + 1) / (draws + 1)
+
+
+def verdict(differences: Sequence[Difference]) -> Verdict:
+    """Of one main measure, on one or more data sets: REGRESSION where an interval lies below zero; WIN where one lies
+    above it and no value is below; else MARGINAL.
+    """
+    if any(change.high < 0 for change in differences):
+        return "REGRESSION"
+    won = any(change.low > 0 for change in differences) and all(change.value >= 0 for change in differences)
+    return "WIN" if won else "MARGINAL"
+
+
+def table(differences: Mapping[str, Difference]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows for the terminal, a row for each named difference."""
+    header = ["measure", "difference", "95 % interval", "p", "items"]
+    rows = [
+        [
+            name,
+            f"{change.value:+.4f}",
+            f"{change.low:+.4f} to {change.high:+.4f}",
+            "-" if change.p is None else f"{change.p:.4f}",
+            f"{change.items:,}" if change.items == change.groups else f"{change.items:,} in {change.groups:,} groups",
+        ]
+        for name, change in differences.items()
+    ]
+    return header, rows
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A document that was found: its place, its text, and its relevance (None where it was not judged)."""
+
+    id: str
+    score: float
+    text: str
+    relevance: int | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """A query whose value changed, with the relevant documents and the first ones that each model found."""
+
+    query: str
+    text: str
+    before: float
+    after: float
+    relevant: tuple[tuple[str, str], ...]
+    found_before: tuple[Shown, ...]
+    found_after: tuple[Shown, ...]
+
+
+def changed_most(
+    a: Report, b: Report, measure: object, n: int = 5, *, data: RetrievalSet, documents: int = 3
+) -> tuple[list[Change], list[Change]]:
+    """The at most `n` queries that gained most and the `n` that lost most from `a` to `b`, largest change first."""
+    name = a.measure(measure)
+    change = b.values[name] - a.values[name]
+    best, worst = np.argsort(-change, kind="stable")[:n], np.argsort(change, kind="stable")[:n]
+
+    def show(report: Report, row: int, judged: Mapping[str, int]) -> tuple[Shown, ...]:
+        return tuple(Shown(key, s, data.corpus[key], judged.get(key)) for key, s in report.found[row][:documents])
+
+    def tell(row: int) -> Change:
+        query = a.items[row]
+        judged = data.qrels[query]
+        relevant = tuple((key, data.corpus[key]) for key, relevance in judged.items() if relevance > 0)
+        before, after = float(a.values[name][row]), float(b.values[name][row])
+        shown = show(a, row, judged), show(b, row, judged)
+        return Change(query, data.queries[query], before, after, relevant, *shown)
+
+    return [tell(row) for row in best if change[row] > 0], [tell(row) for row in worst if change[row] < 0]
 
 
 def ratio_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, seed: int = 0) -> Difference:
@@ -46,3 +225,43 @@ def ratio_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, seed: int
     total = sums.sum(0)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Difference(float(total[2] / total[3] - total[0] / total[1]), float(low), float(high), len(groups), count)
+
+
+def _drawn_rows(pool: int, count: int, draws: int, seed: int) -> Iterator[np.ndarray]:
+    """Row numbers (B, count) drawn with replacement from 0..pool-1, as many at a time as memory is given for."""
+    generator = np.random.default_rng(seed)
+    step = max(1, NUMBERS // count)
+    for first in range(0, draws, step):
+        yield generator.integers(0, pool, (min(step, draws - first), count), dtype=np.int64)
+
+
+def _correlations(a: Report, b: Report, name: str, place: np.ndarray, seed: int, draws: int) -> np.ndarray:
+    """The difference of the two correlations on each resample of the groups: (draws,)."""
+    statistic: Callable[..., np.ndarray] = CORRELATIONS[name]
+    gold, before, after = a.gold, a.predicted, b.predicted
+    if gold is None or b.gold is None or before is None or after is None or not np.array_equal(gold, b.gold):
+        raise UserError("the reports have different gold scores", where=a.data, fix="judge both on the same data")
+    count = int(place.max()) + 1
+    parts = []
+    for rows in _drawn_rows(count, count, draws, seed):
+        flat = (rows + count * np.arange(len(rows))[:, None]).ravel()
+        weights = np.bincount(flat, minlength=count * len(rows)).reshape(len(rows), count)[:, place].astype(np.float64)
+        parts.append(statistic(gold, after, weights) - statistic(gold, before, weights))
+    return np.concatenate(parts)
+
+
+def _tails(count: int) -> tuple[float, float]:
+    """The two quantiles of the expanded percentile interval for `count` independent groups."""
+    from scipy.special import ndtr, stdtrit
+
+    tail = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, ALPHA / 2)))
+    return tail, 1 - tail
+
+
+def _p_of_interval(drawn: np.ndarray, count: int) -> float:
+    """The p at which the expanded percentile interval would begin at zero."""
+    from scipy.special import ndtri, stdtr
+
+    tail = (min(int((drawn <= 0).sum()), int((drawn >= 0).sum())) + 1) / (len(drawn) + 1)
+    quantile = ndtri(min(tail, 0.5)) / np.sqrt(count / (count - 1))
+    return float(min(1.0, 2 * stdtr(count - 1, quantile)))

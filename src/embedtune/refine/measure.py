@@ -61,7 +61,7 @@ def measure_length(
 
     Memory is flat in the size of the data. Raises UserError for a model or data that cannot be used.
     """
-    from embedtune.encoder import load
+    from embedtune.encoder import embedder, load
     from embedtune.encoder.embed import Embedded, embed
 
     folder = load.find_own(model)
@@ -69,13 +69,13 @@ def measure_length(
     texts = (
         row.values["text"] for row in read_texts(data, columns=parse_columns(columns), bad_rows=bad_rows, counts=counts)
     )
-    embedder, padded = load.load_embedder(folder)
+    opened, padded = embedder.load_embedder(folder)
     start = said = time.monotonic()
     seen = {"texts": 0, "tokens": 0}
 
     def watched() -> Iterator[Embedded]:
         nonlocal said
-        for block in embed(embedder, islice(texts, rows), precision=precision):
+        for block in embed(opened, islice(texts, rows), precision=precision):
             seen["texts"] += len(block.tokens)
             seen["tokens"] += int(block.tokens.sum())
             if time.monotonic() - said > SAY_SECONDS:

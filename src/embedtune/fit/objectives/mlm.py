@@ -21,6 +21,8 @@ from embedtune.data.split import RUN
 from embedtune.data.tokens import Tokens
 from embedtune.encoder import load
 from embedtune.encoder.load import Loaded
+from embedtune.fit import order
+from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
 from embedtune.fit.engine import Step
 from embedtune.fit.losses import weighted_cross_entropy
@@ -120,6 +122,7 @@ class MaskedLanguageModel:
     noise: KeyedNoise
     masker: Masker
     head: list[str] = field(default_factory=list)
+    most_tokens: int | None = None
     row_losses: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 2))
     )  # (dev rows, 2): loss, tokens; last scoring
@@ -133,6 +136,15 @@ class MaskedLanguageModel:
     def size(self) -> int:
         """Training rows."""
         return len(self.train)
+
+    @property
+    def body(self) -> Any:
+        """What may compute in bf16: all of it."""
+        return self.loaded.model
+
+    def rows(self, step: int, batch: int, seed: int) -> tuple[int, np.ndarray]:
+        """(epoch, row numbers) of a step: every row once an epoch."""
+        return order.batch_rows(step, batch, self.size, seed)
 
     @property
     def measures(self) -> list[str]:
@@ -154,7 +166,7 @@ class MaskedLanguageModel:
         self._freeze_body(step < self.head_steps)
         self.model.train()
         loss = 0.0
-        for first, last in micro_batches(masked.rows, max_tokens, self.loaded.padded is not None):
+        for first, last in micro_batches([len(row) for row in masked.rows], max_tokens, self.loaded.padded is not None):
             position = np.concatenate([np.arange(len(row)) for row in masked.rows[first:last]])
             sample = np.repeat(numbers[first:last], [len(row) for row in masked.rows[first:last]])
             logits, labels = self._logits(masked, first, last, (step, sample, position))
@@ -209,7 +221,9 @@ class MaskedLanguageModel:
         numbers = self.dev[places]
         masked = self.masker.mask([self.dev_tokens.row(n) for n in numbers], numbers, SCORE_RATE, SCORE_SEED, 0)
         sums, right, at = np.zeros((len(numbers), 2)), 0, 0
-        for first, last in micro_batches(masked.rows, SCORE_TOKENS, self.loaded.padded is not None):
+        for first, last in micro_batches(
+            [len(row) for row in masked.rows], SCORE_TOKENS, self.loaded.padded is not None
+        ):
             logits, labels = self._logits(masked, first, last, None)
             losses = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
             right += int((logits.argmax(-1) == labels).sum())
@@ -230,18 +244,6 @@ class MaskedLanguageModel:
     def save(self, folder: Path) -> None:
         """Write the standard folder."""
         load.save(self.loaded, folder)
-
-
-def micro_batches(rows: list[np.ndarray], max_tokens: int, padded: bool) -> Iterator[tuple[int, int]]:
-    """Ranges of rows (sorted by length) that hold at most `max_tokens`, padding counted where there is padding."""
-    first, real = 0, 0
-    for number, row in enumerate(rows):
-        cost = len(row) * (number - first + 1) if padded else real + len(row)
-        if number > first and cost > max_tokens:
-            yield first, number
-            first, real = number, 0
-        real += len(row)
-    yield first, len(rows)
 
 
 @contextmanager

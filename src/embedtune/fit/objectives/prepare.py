@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from embedtune import files
 from embedtune.data import split, vocabulary
 from embedtune.data.columns import parse_columns
-from embedtune.data.formats import BLANK
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.tokens import Tokens, tokenize
 from embedtune.encoder import load, scratch
@@ -26,26 +24,13 @@ from embedtune.fit import derive
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.engine import total_steps
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
+from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import MLM
 
 COUNTED = 10_000_000  # tokens counted at once
 # Peak learning rates that did well on medical text and docstrings; published recipes use 5e-5 with a trained head.
 RATES = {"own head": 5e-5, "fresh head": 2e-4, "scratch": 5e-4}
 HEAD_SHARE, MOST_HEAD_STEPS = 0.1, 300  # of the steps, a fresh head is trained alone this long
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An objective that is ready to train, and all that the story of the run needs."""
-
-    objective: MaskedLanguageModel
-    recipe: MLM  # with its own fields resolved
-    name: str
-    max_length: int
-    profile: dict[str, Any]
-    identity: dict[str, str]
-    remarks: list[str]
-    lr: float  # where the recipe names none
 
 
 def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepared:
@@ -73,19 +58,9 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     loaded.model.to(derive.pick_device())
     key_dropout(loaded.model, noise)
     fresh = [name for name, _ in loaded.model.named_parameters() if name in set(loaded.fresh)]
-    objective = MaskedLanguageModel(
-        loaded,
-        tokens,
-        sides.train,
-        dev_tokens,
-        sides.dev,
-        rate,
-        recipe.loop.seed,
-        head_steps,
-        noise,
-        Masker.of(loaded.tokenizer, recipe.whole_words),
-        fresh,
-    )
+    masker = Masker.of(loaded.tokenizer, recipe.whole_words)
+    objective = MaskedLanguageModel(loaded, tokens, sides.train, dev_tokens, sides.dev, rate, recipe.loop.seed,
+                                    head_steps, noise, masker, fresh)  # fmt: skip
     remarks = [*_remarks(loaded, counts, tokens, head_steps, max_length), *remarks]
     resolved = dataclasses.replace(
         recipe,
@@ -94,12 +69,20 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
         mask_rate=rate,
         head_steps=head_steps,
     )
-    profile = _profile(recipe, counts, dev_counts, tokens, len(sides.train), len(sides.dev))
+    profile = {
+        **data_profile(recipe.train, counts, dev_counts),
+        "rows": len(tokens),
+        "train_rows": len(sides.train),
+        "dev_rows": len(sides.dev),
+        "chunked_lines": tokens.chunked,
+        **token_profile(tokens.lengths()),
+    }
     if words:
         profile["vocabulary"] = words
     rate = RATES["scratch" if recipe.scratch else "fresh head" if loaded.fresh else "own head"]
-    identity = _identity(loaded, counts, dev_counts)
-    return Prepared(objective, resolved, _model_name(resolved), max_length, profile, identity, remarks, rate)
+    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts)
+    return Prepared(objective, resolved, _model_name(resolved), max_length, profile, same, remarks, rate,
+                    measure="dev_loss", base=loaded.folder)  # fmt: skip
 
 
 def _held_out(tokens: Tokens, recipe: MLM, remarks: list[str]) -> split.Split:
@@ -118,11 +101,6 @@ def _given_dev(tokens: Tokens, dev_tokens: Tokens, most: int, remarks: list[str]
     if leaked := len(split.also_in(tokens, train, dev, dev_tokens)):
         remarks.append(f"{leaked:,} of {len(dev):,} dev rows also stand in the training text: their scores flatter")
     return split.Split(train, dev, 0)
-
-
-def name_of(data: Any) -> str:
-    """Data in words: its path, or how many rows were given in Python."""
-    return str(data) if isinstance(data, str | Path) else f"{len(data):,} rows given in Python"
 
 
 def _model_name(recipe: MLM) -> str:
@@ -213,14 +191,7 @@ def _grow_vocabulary(recipe: MLM, loaded: Loaded, columns: dict[str, str], remar
 
 
 def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, max_length: int) -> list[str]:
-    out = list(counts.notes)
-    out += [
-        f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
-        for reason, n in _left_out(counts).items()
-    ]
-    out += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
-    if counts.ignored:
-        out.append(f"{len(counts.ignored):,} files of other kinds ignored")
+    out = rows_lost(counts)
     if tokens.lines < counts.used:
         out.append(f"{counts.used - tokens.lines:,} rows left out: nothing in them that the tokenizer knows")
     if tokens.chunked:
@@ -237,61 +208,3 @@ def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, ma
     if loaded.padded:
         out.append(f"this architecture runs padded, sorted by length: {loaded.padded}")
     return out
-
-
-def _left_out(counts: Counts) -> dict[str, int]:
-    """Rows that were rejected; blank lines separate documents and are no loss."""
-    return {reason: n for reason, n in counts.rejected.items() if reason != BLANK.reason}
-
-
-def _words(tally: dict[str, int]) -> str | None:
-    return ", ".join(f"{n:,} {reason}" for reason, n in tally.items()) or None
-
-
-def _profile(
-    recipe: MLM, counts: Counts, dev_counts: Counts | None, tokens: Tokens, train: int, dev: int
-) -> dict[str, Any]:
-    lengths = tokens.lengths()
-    return {
-        "name": Path(name_of(recipe.train)).name,
-        "files": len(counts.files),
-        "bytes": counts.bytes,
-        "sha256": counts.sha256,
-        "lines": counts.rows,
-        "lines_used": counts.used,
-        "blank_lines": counts.rejected.get(BLANK.reason),
-        "left_out": _words(_left_out(counts)),
-        "mended": _words(counts.replaced),
-        "rows": len(tokens),
-        "train_rows": train,
-        "dev_rows": dev,
-        "chunked_lines": tokens.chunked,
-        "tokens": int(lengths.sum()),
-        "tokens_per_row_median": float(np.median(lengths)),
-        "tokens_per_row_p95": float(np.quantile(lengths, 0.95)),
-        "dev_sha256": dev_counts.sha256 if dev_counts else None,
-    }
-
-
-def _identity(loaded: Loaded, counts: Counts, dev_counts: Counts | None) -> dict[str, str]:
-    """What must be the same when a run is resumed."""
-    weights = "+".join(files.sha256(f) for f in sorted(loaded.folder.glob("*.safetensors")))
-    import transformers
-
-    return {
-        "training data": counts.sha256,
-        "dev data": dev_counts.sha256 if dev_counts else "held out",
-        "model weights": weights,
-        "tokenizer": _digest(loaded.tokenizer.backend_tokenizer.to_str()),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": str(torch.get_num_threads()),
-        "machine": platform.machine(),
-        "device": str(derive.pick_device()),
-    }
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -36,7 +36,7 @@ def plain_plot(monkeypatch, request):
     if "draws" not in request.keywords.get("usefixtures", []) and "draw" not in request.node.name:
         from embedtune import files, plots
 
-        def stub(records, stem, title):
+        def stub(records, stem, title, unit):
             for suffix in (".png", ".svg"):
                 files.write_bytes(stem.with_suffix(suffix), b"picture")
 

@@ -1,0 +1,245 @@
+"""embedtune data: look at text and pairs, clean and split them, grow pairs out of text, mine negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from embedtune.commands.shape import Command, Output, Talk
+from embedtune.errors import EXIT_FINE, EXIT_USER, UserError
+from embedtune.recipes import BadRows
+
+
+@dataclass(frozen=True)
+class Check:
+    """The doctor: format, encoding, rows, lengths in tokens, what would be cut or dropped and why, duplicates."""
+
+    # The file or folder to look at.
+    data: str
+    # Model whose tokenizer counts the tokens.
+    model: str = "all-MiniLM-L6-v2"
+    # Tokens per row beyond which a line is chunked or cut (derived from the model).
+    max_length: int | None = None
+    # Which column is which: text=NAME, or anchor=NAME,positive=NAME for pairs.
+    columns: str | None = None
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """A real data.txt from the docstrings of the Python packages installed here; a blank line between documents."""
+
+    # Where to write it.
+    out: str = "data.txt"
+    # Lines at most.
+    lines: int = 8000
+    # Replace a file of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs out of raw text: by spans of each document, or by questions that a model you name writes."""
+
+    # The text: .txt (one text a line, a blank line between documents), or any file with a text column.
+    data: str
+    # Where to write the pairs (.jsonl).
+    out: str = "pairs.jsonl"
+    # How pairs are made: crop, cloze, title, lead, next; or questions.
+    generators: tuple[str, ...] = ("crop", "cloze")
+    # Pairs of each kind that a document gives at most.
+    per_document: int = 4
+    # Fewest words of an anchor.
+    min_words: int = 5
+    # Most words of a positive.
+    max_words: int = 180
+    # Whether the lines between two blank lines are one document, or each line is one.
+    lines: Literal["auto", "apart", "together"] = "auto"
+    # For questions: an OpenAI-compatible address, such as http://localhost:8000/v1 (its key in OPENAI_API_KEY).
+    address: str | None = None
+    # For questions: the model's name there.
+    model: str | None = None
+    # For questions: passages asked about at most.
+    most: int = 1000
+    # For questions: what a million tokens read and a million written cost, for the count of the cost.
+    prices: tuple[float, float] | None = None
+    # Seed of what is drawn.
+    seed: int = 0
+    # Which column is which: text=body,title=headline.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Replace a file of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Hard negatives: texts that a model finds near an anchor though they are not its positives."""
+
+    # Pairs: .jsonl, .csv, .tsv, .parquet, a BEIR folder, hub:NAME.
+    data: str
+    # Where to write the rows with their negatives (.jsonl).
+    out: str = "mined.jsonl"
+    # Where to look for negatives beside the pairs' own positives: a file of texts, or a BEIR folder's corpus.
+    corpus: str | None = None
+    # The model that looks: a folder, a hub name, openai:MODEL.
+    model: str = "all-MiniLM-L6-v2"
+    # A second model, whose scores must agree.
+    second: str | None = None
+    # Negatives for each anchor.
+    negatives: int = 5
+    # The nearest so many are passed over.
+    skip: int = 0
+    # None is taken from beyond this rank.
+    depth: int = 100
+    # Refused above this share of the positive's score: likely a positive that nobody marked.
+    margin: float | None = 0.95
+    # Refused above the positive's score less this.
+    absolute: float | None = None
+    # Keep rows that got fewer negatives than asked.
+    allow_fewer: bool = True
+    # Which column is which: anchor=question,positive=context.
+    columns: str | None = None
+    # Rows that cannot be used: stop, or leave them out.
+    bad_rows: BadRows = "fail"
+    # Replace a file of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+def pairs(command: Pairs, talk: Talk) -> Output:
+    """Make pairs."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.read import Counts, read_texts
+    from embedtune.enrich.documents import documents
+    from embedtune.enrich.spans import pairs_of, write_pairs
+
+    _refuse_existing(command.out, command.force)
+    read, made = Counts(), Counts()
+    columns = parse_columns(command.columns)
+    rows = read_texts(command.data, columns=columns, bad_rows=command.bad_rows, counts=read)
+    found = documents(rows, command.lines, read)
+    lines: list[str] = []
+    if "questions" in command.generators:
+        many, lines = _questions(command, found, made, talk)
+    else:
+        grown = pairs_of(found, command.generators, command.per_document, command.seed, command.min_words,
+                         command.max_words, made)  # fmt: skip
+        many = write_pairs(Path(command.out), grown, made)
+    lines = [f"{command.out}: {many:,} pairs from {read.used:,} rows", *lines, *_refusals(made), *read.notes]
+    lines += [f"{n:,} rows left out: {reason}" for reason, n in read.rejected.items() if reason != "blank"]
+    return Output(lines, {"file": command.out, "pairs": many, "rows": read.used, "none": made.rejected})
+
+
+def _questions(command: Pairs, found: Any, made: Any, talk: Talk) -> tuple[int, list[str]]:
+    """Questions by a model behind an address; what was answered stays in a journal beside the output."""
+    from embedtune.enrich.questions import Asking, Tally, passages, write_questions
+    from embedtune.enrich.spans import write_pairs
+
+    if not command.address or not command.model:
+        fix = "--generators questions --address http://localhost:8000/v1 --model NAME"
+        raise UserError("questions need an address and a model", where="--generators questions", fix=fix)
+    asking = Asking(address=command.address, model=command.model, most=command.most, max_words=command.max_words,
+                    per_passage=command.per_document, seed=command.seed)  # fmt: skip
+    journal, tally = Path(command.out + ".journal"), Tally(command.prices)
+    wanted = passages(found, asking, made)
+    many = write_pairs(
+        Path(command.out), write_questions(wanted, asking, journal, tally=tally, counts=made, note=talk.note), made
+    )
+    cost = "" if tally.cost is None else f", cost {tally.cost:.4f}"
+    spent = f"{tally.tokens_in:,} tokens read, {tally.tokens_out:,} written in {tally.requests:,} requests{cost}"
+    return many, [f"{tally.passages:,} passages asked about, {tally.resumed:,} taken from {journal}: {spent}"]
+
+
+def mine(command: Mine, talk: Talk) -> Output:
+    """Mine negatives."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.pairs import read_pairs
+    from embedtune.data.read import Counts
+    from embedtune.encoder.encode import open_encoder
+    from embedtune.enrich.mine import Mining, write_mined
+    from embedtune.enrich.mine import mine as look
+
+    _refuse_existing(command.out, command.force)
+    read = Counts()
+    found = list(
+        read_pairs(command.data, columns=parse_columns(command.columns), bad_rows=command.bad_rows, counts=read)
+    )
+    how = Mining(negatives=command.negatives, skip=command.skip, depth=command.depth, margin=command.margin,
+                 absolute=command.absolute, allow_fewer=command.allow_fewer)  # fmt: skip
+    encoder = open_encoder(command.model, note=talk.note)
+    second = open_encoder(command.second, note=talk.note) if command.second else None
+    mined = look(found, _corpus(command), encoder, how, second=second, note=talk.note)
+    many = write_mined(Path(command.out), mined)
+    lines = [
+        f"{command.out}: {many:,} rows with up to {command.negatives} negatives, out of {len(mined.texts):,} texts",
+        *(f"{n:,} candidates refused: {reason}" for reason, n in mined.refused.items() if n),
+        f"{mined.fewer:,} rows have fewer negatives than asked, {mined.without:,} of them none"
+        + ("" if command.allow_fewer else "; they were left out"),
+    ]
+    lines += [f"{n:,} rows left out: {reason}" for reason, n in read.rejected.items()]
+    return Output(lines, {"file": command.out, "rows": many, "refused": mined.refused, "fewer": mined.fewer})
+
+
+def _corpus(command: Mine) -> dict[str, str] | list[str] | None:
+    from embedtune.data.read import read_texts
+    from embedtune.data.retrieval import is_beir, read_beir
+
+    where = command.corpus or command.data
+    if is_beir(where):
+        return read_beir(where, "train" if where == command.data else None, bad_rows=command.bad_rows).corpus
+    if command.corpus is None:
+        return None
+    return [row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows)]
+
+
+def _refuse_existing(out: str, force: bool) -> None:
+    if Path(out).exists() and not force:
+        raise UserError("exists already", where=out, fix="another --out, or --force")
+
+
+def _refusals(made: Any) -> list[str]:
+    return [
+        f"{n:,} times none: {reason} ({', '.join(made.examples.get(reason, []))})"
+        for reason, n in made.rejected.items()
+    ]
+
+
+def check(command: Check, talk: Talk) -> Output:
+    """Diagnose a file."""
+    from embedtune.data.check import check as examine
+    from embedtune.data.columns import parse_columns
+    from embedtune.encoder import load
+
+    load.quiet()
+    folder = load.find(command.model)
+    tokenizer = load.load_tokenizer(folder)
+    length = command.max_length or load.stated_length(folder, tokenizer)
+    found = examine(command.data, tokenizer=tokenizer, max_length=length, columns=parse_columns(command.columns))
+    return Output(found.lines(), found.as_dict(), EXIT_USER if found.verdict == "not usable" else EXIT_FINE)
+
+
+def example(command: Example, talk: Talk) -> Output:
+    """Write a data.txt."""
+    from embedtune.data.example import write_example
+
+    count = write_example(command.out, command.lines, force=command.force)
+    return Output([f"{command.out}: {count:,} lines"], {"file": command.out, "lines": count})
+
+
+DOCTOR = "the doctor: what is in it, what would be cut or dropped, is it ready"
+DOCSTRINGS = "a real data.txt from the docstrings of the packages installed here"
+COMMANDS = {
+    "data check": Command("FILE", DOCTOR, Check, check, "--data"),
+    "data example": Command("", DOCSTRINGS, Example, example),
+    "data pairs": Command("FILE", "pairs out of raw text, or questions by a model you name", Pairs, pairs, "--data"),
+    "data mine": Command("PAIRS", "hard negatives for pairs, found by a model", Mine, mine, "--data"),
+}

@@ -1,0 +1,113 @@
+"""embedtune fit: a recipe from flags or TOML, then one training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedtune import recipes
+from embedtune.commands.shape import Command, Flags, Output, Talk, table
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the model goes."""
+
+    # Folder of the finished model; while it is made, everything lives in OUT.running.
+    out: str = "finetuned-bert"
+    # Continue the run that was stopped or killed (also: --resume OUT).
+    resume: bool = False
+    # Remove what an unfinished run left and start anew.
+    discard: bool = False
+    # Replace a finished folder of that name, once the new one is complete.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class FitMLM:
+    """Masked language modelling on raw lines: the encoder learns the language of your text."""
+
+    recipe: recipes.MLM
+    place: Place
+
+
+@dataclass(frozen=True)
+class FitContrastive:
+    """Pairs, triplets or any number of negatives: anchors come to lie near their positives."""
+
+    recipe: recipes.Contrastive
+    place: Place
+
+
+@dataclass(frozen=True)
+class FitScored:
+    """Pairs of texts with a score: similarities come to follow the scores."""
+
+    recipe: recipes.Scored
+    place: Place
+
+
+def fit(command: Any, talk: Talk) -> Output:
+    """Train, and show base against tuned."""
+    from embedtune.judge import card
+    from embedtune.tune import finetune
+
+    place = command.place
+    finished = finetune(command.recipe, place.out, resume=place.resume, discard=place.discard, force=place.force,
+                        listener=talk.listener())  # fmt: skip
+    lines = [
+        *table(*card.score_table(finished.scores)),
+        *card.averaging(finished.scores),
+        finished.scores["verdict"],
+        f"{finished.folder}/ holds the model, README.md, loss.png, recipe.toml, run.json, log.jsonl",
+    ]
+    return Output(lines, {"folder": str(finished.folder), **finished.scores})
+
+
+def _defaults(kind: type, recipe_kind: type) -> Any:
+    def find(argv: list[str]) -> Flags:
+        """The recipe that flags change: of the run to be resumed, of a TOML file, or the defaults."""
+        argv, place, recipe = resume_takes_out(argv), Place(), recipe_kind()
+        resuming = "--resume" in argv and (not argv or argv[0].startswith("-"))
+        split = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
+        out = Path(split[split.index("--out") + 1] if "--out" in split[:-1] else place.out)
+        source = out.with_name(out.name + ".running") / "start.json" if resuming and out.name else None
+        if source and source.is_file():
+            recipe = recipes.from_table(recipe_kind, _stored_recipe(source), str(source))
+        elif argv and argv[0].endswith(".toml"):
+            recipe = recipes.from_table(recipe_kind, recipes.read_toml(Path(argv[0])), argv[0])
+            argv = argv[1:]
+        return argv, kind(recipe, place)
+
+    return find
+
+
+def _stored_recipe(start: Path) -> dict[str, Any]:
+    import tomllib
+
+    from embedtune import files
+
+    return tomllib.loads(files.read_json(start)["recipe"])
+
+
+def resume_takes_out(argv: list[str]) -> list[str]:
+    """`--resume OUT` is `--resume --out OUT`."""
+    if "--resume" in argv:
+        at = argv.index("--resume") + 1
+        if at < len(argv) and not argv[at].startswith("-"):
+            return [*argv[:at], "--out", *argv[at:]]
+    return argv
+
+
+def _command(kind: type, recipe_kind: type, summary: str) -> Command:
+    return Command("DATA|RECIPE.toml", summary, kind, fit, "--train", _defaults(kind, recipe_kind))
+
+
+COMMANDS = {
+    "fit mlm": _command(FitMLM, recipes.MLM, "masked language modelling on raw lines"),
+    "fit contrastive": _command(FitContrastive, recipes.Contrastive, "pairs in, better retrieval out"),
+    "fit scored": _command(FitScored, recipes.Scored, "scored pairs: similarities follow the scores"),
+}

@@ -1,0 +1,190 @@
+"""embedtune judge: models on data, each beside the first, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedtune import recipes
+from embedtune.commands.shape import Command, Flags, Output, Talk, table
+from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, UserError
+
+CLIP = 100  # characters of a text that is shown
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Retrieval on BEIR folders and pairs, similarity on scored pairs; every model is compared with the first."""
+
+    # Models: folders, hub names, openai:MODEL, vertex:MODEL. The first is the base of all comparisons.
+    models: tuple[str, ...]
+    # What to judge on: a BEIR folder (or folder:split), pairs, or scored pairs; several are judged one by one.
+    data: tuple[str, ...]
+    # Data of another kind that watches for forgetting.
+    exam: str | None = None
+    # Measures of retrieval: nDCG@k, MRR@k, recall@k, precision@k, MAP, accuracy@k.
+    measures: tuple[str, ...] = ("nDCG@10", "MRR@10", "recall@10", "recall@100", "precision@10", "MAP", "accuracy@1")
+    # Dimensions to cut the vectors to (Matryoshka); the full one always stands first.
+    dims: tuple[int, ...] = ()
+    # How vectors are compared.
+    similarity: recipes.Similarity = "cosine"
+    # Queries shown that changed most, each way.
+    examples: int = 3
+    # Which column is which: anchor=question,positive=context, or sentence1=...,sentence2=...,score=...
+    columns: str | None = None
+    # Rows that cannot be used: stop, or leave them out.
+    bad_rows: recipes.BadRows = "fail"
+    # Arithmetic of the models.
+    precision: recipes.Precision = "fp32"
+    # Write everything, with the values of every query, to this .json file.
+    out: str | None = None
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Set:
+    """Data to judge on: a RetrievalSet, or a list of scored pairs."""
+
+    name: str
+    retrieval: Any = None
+    scored: Any = None
+
+
+def judge(command: Judge, talk: Talk) -> Output:
+    """Embed, measure, compare."""
+    from embedtune import files
+    from embedtune.encoder.encode import open_encoder
+    from embedtune.judge import compare
+    from embedtune.judge import measures as m
+
+    if not command.models or not command.data:
+        raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
+    measures = [str(m.parse(name)) for name in command.measures]
+    names = [*command.data, *([command.exam] if command.exam else [])]
+    sets = [_open(name, command) for name in names]
+    encoders = [open_encoder(name, precision=command.precision, note=talk.note) for name in command.models]
+    lines: list[str] = []
+    found: list[dict[str, Any]] = []
+    worst = "WIN"
+    for number, data in enumerate(sets):
+        talk.note(f"judging on {data.name}")
+        reports = [_reports(encoder, data, measures, command) for encoder in encoders]
+        exam = number >= len(command.data)
+        lines += ["", f"{data.name}{' (exam: watches for forgetting)' if exam else ''}"]
+        lines += _remarks(data)
+        lines += _table([report for mine in reports for report in mine])
+        entry = {"data": data.name, "exam": exam, "reports": [r.as_dict() for mine in reports for r in mine]}
+        main = measures[0] if data.retrieval else "spearman"
+        for encoder, mine in zip(encoders[1:], reports[1:], strict=True):
+            changes = {
+                f"{name}{'' if a.dim == reports[0][0].dim else f' at {a.dim}'}": compare.paired(a, b, name)
+                for a, b in zip(reports[0], mine, strict=True)
+                for name in (a.summary if a is reports[0][0] else (main,))
+            }
+            word = compare.verdict([changes[main]])
+            worst = "REGRESSION" if word == "REGRESSION" and not exam else worst
+            lines += [
+                "",
+                f"{encoder.name} against {encoders[0].name}: {word} ({main})",
+                *table(*compare.table(changes)),
+            ]
+            if data.retrieval and command.examples:
+                lines += _changed(reports[0][0], mine[0], main, data.retrieval, command.examples)
+            entry[encoder.name] = {"verdict": word, "changes": {k: vars(c) for k, c in changes.items()}}
+        found.append(entry)
+    drifts = [] if command.exam else _drift(encoders, command.models)
+    lines += ["", *drifts] if drifts else []
+    lines += [f"{e.name}: {usage}" for e in encoders if (usage := getattr(e, "usage", None))]
+    if command.out:
+        files.write_json(Path(command.out), {"models": list(command.models), "data": found, "drift": drifts})
+    return Output(lines[1:], {"data": found, "drift": drifts}, EXIT_REGRESSION if worst == "REGRESSION" else EXIT_FINE)
+
+
+def _open(name: str, command: Judge) -> Set:
+    """Data by what it looks like: scored pairs where there are two sentences and a score, else queries and a corpus."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.pairs import SYNONYMS, read_scored
+    from embedtune.data.read import read_rows
+    from embedtune.data.retrieval import is_beir
+    from embedtune.parts import open_set
+
+    columns = parse_columns(command.columns)
+    folder = is_beir(name) or is_beir(name.rpartition(":")[0] or name)
+    if not folder:
+        there = {key.casefold() for key in next(iter(read_rows(name, bad_rows="skip"))).values}
+        has = [
+            ours in columns or any(s.casefold() in there for s in SYNONYMS[ours])
+            for ours in ("sentence1", "sentence2", "score")
+        ]
+        if all(has):
+            pairs = list(read_scored(name, columns=columns, bad_rows=command.bad_rows))
+            return Set(Path(name).name, scored=pairs)
+    found = open_set(name, columns=columns, bad_rows=command.bad_rows)
+    return Set(found.name, retrieval=found)
+
+
+def _reports(encoder: Any, data: Set, measures: Sequence[str], command: Judge) -> list[Any]:
+    from embedtune.judge.retrieval import judge_retrieval
+    from embedtune.judge.similarity import judge_similarity
+
+    dims = [None, *(dim for dim in command.dims if dim != encoder.dimension)]
+    if data.retrieval:
+        return judge_retrieval(encoder, data.retrieval, measures, dims=dims, similarity=command.similarity)
+    return judge_similarity(encoder, data.scored, data.name, dims=dims)
+
+
+def _remarks(data: Set) -> list[str]:
+    if data.retrieval is None:
+        return [f"{len(data.scored):,} scored pairs"]
+    sizes = f"{len(data.retrieval.queries):,} queries, {len(data.retrieval.corpus):,} documents"
+    return [sizes, *data.retrieval.remarks]
+
+
+def _table(reports: Sequence[Any]) -> list[str]:
+    from embedtune.judge.report import table as rows
+
+    return table(*rows(reports))
+
+
+def _changed(before: Any, after: Any, measure: str, data: Any, many: int) -> list[str]:
+    from embedtune.judge.compare import changed_most
+
+    lines = []
+    for word, changes in zip(("gained", "lost"), changed_most(before, after, measure, many, data=data), strict=True):
+        for c in (c for c in changes if c.after != c.before):
+            lines.append(f"  {word} {c.after - c.before:+.4f}: {_clip(c.text)}")
+            for name, shown in (("before", c.found_before), ("after", c.found_after)):
+                for place, document in enumerate(shown[:1], 1):
+                    mark = "right" if document.relevance else "wrong"
+                    lines.append(f"    {name:<6} {place}. {mark}: {_clip(document.text)}")
+    return ["", f"queries that changed most ({measure})", *lines] if lines else []
+
+
+def _clip(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= CLIP else plain[: CLIP - 1] + "…"
+
+
+def _drift(encoders: Sequence[Any], names: Sequence[str]) -> list[str]:
+    """Drift of each local model against the first, where both are here; hosted texts would cost money."""
+    from embedtune.encoder.encode import HOSTED
+    from embedtune.judge.drift import model_drift
+
+    if len(encoders) < 2 or any(name.startswith(HOSTED) for name in names):
+        return []
+    return [f"{other.name}: {model_drift(encoders[0], other).line()}" for other in encoders[1:]]
+
+
+def _models_first(argv: list[str]) -> Flags:
+    """The words before the first flag are the models."""
+    return (["--models", *argv] if argv and not argv[0].startswith("-") else argv), None
+
+
+COMMANDS = {
+    "judge": Command(
+        "MODEL [MODEL ...] --data PATH", "models side by side, with intervals", Judge, judge, None, _models_first
+    ),
+}

@@ -1,0 +1,85 @@
+"""embedtune refine: what a finished model encodes and should not, and averages of models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from embedtune import recipes
+from embedtune.commands.shape import Command, Flags, Output, Talk
+
+
+@dataclass(frozen=True)
+class Length:
+    """The direction in which a model's embeddings encode the length of a text, measured on held-out rows."""
+
+    # Model folder; length_direction.npy, its sidecar and a plot are added to it.
+    model: str
+    # The text to measure on: a file or folder, larger than memory if need be.
+    data: str
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Measure on the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the model.
+    precision: recipes.Precision = "fp32"
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Average a tuned model with the base it was tuned from; the coefficient is given, or chosen on dev data."""
+
+    # The base, then the tuned model: two folders or names of one architecture.
+    models: tuple[str, ...]
+    # Folder of the averaged model.
+    out: str
+    # How far to go from the base (0) to the tuned model (1).
+    coefficient: float | None = None
+    # Choose the coefficient on this: a BEIR folder (or folder:split), pairs, or scored pairs.
+    data: str | None = None
+    # The measure that chooses (derived: nDCG@10, or Spearman).
+    measure: str | None = None
+    # Which column is which: anchor=question,positive=context.
+    columns: str | None = None
+    # Replace a finished folder of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+def merge(command: Merge, talk: Talk) -> Output:
+    """Write the average."""
+    from embedtune.average import average
+
+    found = average(command.models, command.out, coefficient=command.coefficient, data=command.data,
+                    measure=command.measure, columns=command.columns, force=command.force, note=talk.note)  # fmt: skip
+    lines = [f"{c:g} of the way to the tuned model: {found.measure} {v:.4f}" for c, v in found.tried.items()]
+    lines.append(f"{found.folder}/ holds the average at {found.coefficient:g}")
+    return Output(lines, {**vars(found), "folder": str(found.folder)})
+
+
+def length(command: Length, talk: Talk) -> Output:
+    """Measure, and add the direction to the folder."""
+    from embedtune.refine.measure import measure_length
+
+    report = measure_length(command.model, command.data, columns=command.columns, bad_rows=command.bad_rows,
+                            rows=command.rows, precision=command.precision, note=talk.note)  # fmt: skip
+    return Output(report.lines(), report.as_dict())
+
+
+def _models_first(argv: list[str]) -> Flags:
+    """The words before the first flag are the models."""
+    return (["--models", *argv] if argv and not argv[0].startswith("-") else argv), None
+
+
+COMMANDS = {
+    "refine merge": Command(
+        "BASE TUNED --out DIR", "average a tuned model with its base", Merge, merge, None, _models_first
+    ),
+    "refine length": Command(
+        "MODEL --data FILE", "the direction in which embeddings encode length", Length, length, "--model"
+    ),
+}

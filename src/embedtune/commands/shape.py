@@ -1,0 +1,52 @@
+"""What a command is, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class Talk(Protocol):
+    """Where a command reports its progress."""
+
+    def note(self, text: str) -> None:
+        """One line."""
+
+    def listener(self) -> Any:
+        """What the training loop speaks to."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result: lines for a person, `data` for --json, and the exit code."""
+
+    lines: Sequence[str]
+    data: Any = field(default=None, repr=False)
+    code: int = 0
+
+
+Flags = tuple[list[str], Any]  # words that are left to parse, and the defaults (an instance of the command's kind)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its flags are the fields of `kind`, and words before the first flag are the value of `first`."""
+
+    usage: str
+    summary: str
+    kind: type
+    run: Callable[[Any, Talk], Output]
+    first: str | None = None
+    defaults: Callable[[list[str]], Flags] | None = None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+
+    def joined(line: Sequence[str]) -> str:
+        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        return "  ".join([line[0].ljust(len(first)), *others]).rstrip()
+
+    return [joined(line) for line in [header, *rows]]

@@ -1,0 +1,65 @@
+"""Open and save embedding models: stock SentenceTransformers, made padding-free in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from embedtune import files
+from embedtune.encoder import load, varlen
+from embedtune.errors import UserError, short_list
+
+
+class Trainable(NamedTuple):
+    """An embedding model ready to be trained."""
+
+    model: Any
+    padded: str | None  # why it runs padded; None where it runs padding-free
+    config_values: dict[str, Any]  # what was changed in the config for training, and is put back when it is saved
+
+
+def load_embedder(folder: Path) -> tuple[Any, str | None]:
+    """A folder as a stock SentenceTransformer made padding-free in place, and why not where it cannot be.
+
+    Raises UserError for a folder that is damaged, or that names modules of its own.
+    """
+    model = _open(folder, {})
+    return model, varlen.flatten(model[0])
+
+
+def load_trainable(folder: Path) -> Trainable:
+    """`load_embedder` in float32, without dropout on attention probabilities, and with all weights finite."""
+    load.check_folder(folder)
+    changed = load.without_attention_dropout(load.open_config(folder))
+    model = _open(folder, dict.fromkeys(changed, 0.0)).float()
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"weight {name} has NaN or infinite values", where=str(folder))
+    return Trainable(model, varlen.flatten(model[0]), changed)
+
+
+def _open(folder: Path, config_values: dict[str, Any]) -> Any:
+    load.check_folder(folder)
+    if (folder / "modules.json").is_file():
+        kinds = [str(module.get("type", "")) for module in files.read_json(folder / "modules.json")]
+        if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
+            raise UserError(f"wants to run modules of its own ({short_list(foreign)}); not opened", where=str(folder))
+    load.quiet()
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        return SentenceTransformer(
+            str(folder), trust_remote_code=False, local_files_only=True, config_kwargs=config_values or None
+        )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        message = f"cannot be opened as an embedding model: {load.first_line(error)}"
+        raise UserError(message, where=str(folder)) from error
+
+
+def save_embedder(model: Any, folder: Path, config_values: dict[str, Any]) -> None:
+    """Write a folder that sentence-transformers and transformers load as it is; weights in float32."""
+    for name, value in config_values.items():
+        setattr(model[0].model.config, name, value)
+    model.save(str(folder), create_model_card=False)

@@ -1,0 +1,67 @@
+"""The seam between models and all that uses vectors: texts in, one matrix out, whoever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from embedtune.encoder import embedder, load
+from embedtune.encoder.embed import Precision, embed
+
+Role = Literal["query", "document", "text"]
+# What sentence-transformers' encode_query and encode_document look for among a model's prompts.
+PROMPT_NAMES: dict[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+HOSTED = ("openai:", "vertex:")
+Note = Callable[[str], None]
+
+
+class Encoder(Protocol):
+    """Anything that turns texts into vectors."""
+
+    name: str
+    dimension: int
+
+    def encode(self, texts: Sequence[str], role: Role = "text") -> np.ndarray:
+        """Vectors (n, D) float32 of texts in a role; a query may have another prompt than a document."""
+
+
+class LocalEncoder:
+    """A sentence-transformers model on this machine, padding-free where its architecture allows it."""
+
+    def __init__(self, name: str, model: Any, precision: Precision, max_tokens: int = 8192) -> None:
+        self.name, self.model, self.precision, self.max_tokens = name, model, precision, max_tokens
+        self.dimension = int(model.get_embedding_dimension())
+        self.truncated = 0  # texts longer than the model reads, so far
+
+    def encode(self, texts: Sequence[str], role: Role = "text") -> np.ndarray:
+        """Vectors (n, D) float32, as encode_query or encode_document of the model gives them."""
+        prompt = role_prompt(self.model, role)
+        parts = list(embed(self.model, texts, max_tokens=self.max_tokens, precision=self.precision, prompt=prompt))
+        self.truncated += sum(part.truncated for part in parts)
+        return np.concatenate([part.vectors for part in parts] or [np.zeros((0, self.dimension), np.float32)])
+
+
+def role_prompt(model: Any, role: Role) -> str:
+    """The prompt that a model puts before texts of this role; '' where it has none.
+
+    As in sentence-transformers the first name that is there decides, even where its prompt is empty.
+    """
+    names = [*PROMPT_NAMES.get(role, ()), model.default_prompt_name]
+    return next((model.prompts[name] or "" for name in names if name in model.prompts), "")
+
+
+def open_encoder(name: str, *, precision: Precision = "fp32", note: Note = lambda text: None) -> Encoder:
+    """A model folder, a hub name, the offline package's name, `openai:MODEL` or `vertex:MODEL`.
+
+    Raises UserError where there is no such model, or its key, package or network is missing.
+    """
+    if name.startswith(HOSTED):
+        from embedtune.encoder.hosted import open_hosted
+
+        return open_hosted(name, note=note)
+    model, padded = embedder.load_embedder(load.find(name))
+    if padded:
+        note(f"{name} runs padded, sorted by length: {padded}")
+    return LocalEncoder(name, model, precision)

@@ -1,0 +1,279 @@
+"""Hard negatives: texts that a model finds near an anchor though they are not its positives.
+
+Exact, and in blocks: the vectors of the corpus lie on disk, and a matrix of all anchors by all texts never exists.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedtune import files, nearest
+from embedtune.data.clean import text_hash
+from embedtune.data.pairs import Pair
+from embedtune.enrich.write import write_rows
+from embedtune.errors import UserError
+
+if TYPE_CHECKING:
+    from embedtune.encoder.encode import Encoder, Role
+
+Note = Callable[[str], None]
+
+ENCODED = 8192  # texts encoded between two writes
+ANCHORS = 16_384  # searched for in one pass over the corpus, at most
+ANSWERS = 1 << 23  # neighbours held at once
+KNOWN, ABOVE, SECOND = "known positive or the same text", "above the margin", "above the second model's margin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mining:
+    """Which of an anchor's neighbours become its negatives.
+
+    Rows with fewer negatives than asked are kept (`allow_fewer`): they belong to the anchors whose positive the model
+    ranks low, so that the margin refuses all that is near; those are the pairs that teach most, with or without
+    negatives of their own.
+    """
+
+    negatives: int = 5  # for each anchor
+    skip: int = 0  # the nearest so many are passed over, known positives not counted
+    depth: int = 100  # and none is taken from beyond this rank
+    margin: float | None = 0.95  # refused above this share of the positive's score: likely an unlabelled positive
+    absolute: float | None = None  # refused above the positive's score less this
+    other_groups: bool = False  # never from the positives of pairs of the anchor's own group (of one document, say)
+    allow_fewer: bool = True  # keep rows with fewer negatives than asked, else leave them out
+
+
+DEFAULT = Mining()
+
+
+@dataclass(eq=False)
+class Mined:
+    """Pairs with their mined negatives, and how many candidates and rows fell to what."""
+
+    pairs: list[Pair]
+    texts: list[str]  # distinct candidates: the corpus, then positives and negatives that were not in it
+    anchor_of: np.ndarray  # (pairs,) int64: which distinct anchor a pair has
+    chosen: np.ndarray  # (anchors, negatives) int64: into `texts`, hardest first; valid up to `found`
+    scores: np.ndarray  # (anchors, negatives) float32: cosine with the anchor
+    found: np.ndarray  # (anchors,) int64
+    allow_fewer: bool
+    refused: dict[str, int] = field(default_factory=lambda: {KNOWN: 0, ABOVE: 0, SECOND: 0})  # before the last taken
+    blank: int = 0  # texts of the corpus that are blank and were left out
+
+    @property
+    def fewer(self) -> int:
+        """Rows with fewer negatives than asked; left out unless `allow_fewer`."""
+        return int((self.found < self.chosen.shape[1])[self.anchor_of].sum())
+
+    @property
+    def without(self) -> int:
+        """Rows without any negative."""
+        return int((self.found == 0)[self.anchor_of].sum())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """{anchor, positive, negative_1, ..., negative_n, group}; a negative that was not found is None."""
+        most = self.chosen.shape[1]
+        for pair, anchor in zip(self.pairs, self.anchor_of):
+            count = int(self.found[anchor])
+            if count < most and not self.allow_fewer:
+                continue
+            row: dict[str, Any] = {"anchor": pair.anchor, "positive": pair.positive}
+            for n in range(most):
+                row[f"negative_{n + 1}"] = self.texts[self.chosen[anchor, n]] if n < count else None
+            if pair.group is not None:
+                row["group"] = pair.group
+            yield row
+
+
+def mine(
+    pairs: Iterable[Pair],
+    corpus: Mapping[str, str] | Sequence[str] | None,
+    encoder: Encoder,
+    how: Mining = DEFAULT,
+    *,
+    second: Encoder | None = None,
+    scratch: Path | None = None,
+    note: Note = lambda text: None,
+) -> Mined:
+    """Find hard negatives for each anchor among the corpus and all positives (without a corpus: among those).
+
+    The score is the cosine of a query's and a document's vector. A candidate is refused above
+    s - (1 - margin) |s| (which is margin x s where s > 0, and below s also where it is not) and above s - absolute,
+    where s is the smallest score of the anchor's positives (2407.15831); with `second`, also where that model's
+    scores say so. All positives of an anchor are known, and what differs from them, or from the anchor, only in case
+    and whitespace is the same text. Vectors lie in `scratch` (default: the system's place for temporary files) while
+    it runs. Raises UserError for settings that cannot be, no pairs, or no disk space.
+    """
+    _check(how)
+    work = _gather(list(pairs), corpus, how)
+    mined = work.mined
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
+        models = [(encoder, _on_disk(folder / "first", mined.texts, encoder, note))]
+        if second is not None:
+            models.append((second, _on_disk(folder / "second", mined.texts, second, note)))
+        done = 0
+        for block in _blocks([len(each) for each in work.excluded], how.depth):
+            _mine_block(block, work, models, how)
+            done += len(block)
+            note(f"mined {done:,} of {len(work.anchors):,} anchors")
+        del models  # the memory maps go before their files
+    return mined
+
+
+def write_mined(path: Path, mined: Mined) -> int:
+    """Write the rows as .jsonl and return how many. Raises UserError where there are none, or no space."""
+    return write_rows(path, mined.rows())
+
+
+@dataclass(eq=False)
+class _Work:
+    """The distinct anchors, what each must not get, and what comes out."""
+
+    anchors: list[str]
+    positives: list[np.ndarray]  # for each anchor: its positives, as indices of texts
+    excluded: list[np.ndarray]  # for each anchor: what is no negative for it
+    mined: Mined
+
+
+def _check(how: Mining) -> None:
+    problems = []
+    if how.negatives < 1:
+        problems.append(f"--negatives: must be 1 or more, not {how.negatives}")
+    if how.skip < 0:
+        problems.append(f"--skip: must be 0 or more, not {how.skip}")
+    if how.depth < how.skip + how.negatives:
+        problems.append(f"--depth: must be at least skip + negatives = {how.skip + how.negatives}, not {how.depth}")
+    if how.margin is not None and not 0 < how.margin <= 1:
+        problems.append(f"--margin: must be above 0 and at most 1, not {how.margin}")
+    if how.absolute is not None and not 0 <= how.absolute <= 2:
+        problems.append(f"--absolute: must be 0 to 2, not {how.absolute}")
+    if problems:
+        raise UserError("negatives cannot be mined with these settings", details=problems)
+
+
+def _gather(pairs: list[Pair], corpus: Mapping[str, str] | Sequence[str] | None, how: Mining) -> _Work:
+    """Number the distinct texts and anchors, and collect what is no negative for whom."""
+    if not pairs:
+        raise UserError("there are no pairs to mine negatives for")
+    texts: list[str] = []
+    place: dict[int, int] = {}
+    blank = 0
+
+    def number(text: str) -> int:
+        at = place.setdefault(text_hash(text), len(texts))
+        if at == len(texts):
+            texts.append(text)
+        return at
+
+    for text in corpus.values() if isinstance(corpus, Mapping) else corpus or ():
+        if text.strip():
+            number(text)
+        else:
+            blank += 1
+    seen: dict[int, int] = {}
+    anchors: list[str] = []
+    positives: list[set[int]] = []
+    groups: list[set[str]] = []
+    members: dict[str, set[int]] = {}
+    anchor_of = np.zeros(len(pairs), np.int64)
+    for i, pair in enumerate(pairs):
+        at = anchor_of[i] = seen.setdefault(text_hash(pair.anchor), len(anchors))
+        if at == len(anchors):
+            anchors.append(pair.anchor)
+            positives.append(set())
+            groups.append(set())
+        positives[at].add(number(pair.positive))
+        if pair.group is not None and how.other_groups:
+            groups[at].add(pair.group)
+            members.setdefault(pair.group, set()).add(number(pair.positive))
+        for negative in pair.negatives:
+            number(negative)
+    excluded = [
+        own.union(*(members[group] for group in groups[i]), [place[key]] if key in place else [])
+        for i, (key, own) in enumerate(zip(seen, positives))
+    ]
+    shape = (len(anchors), how.negatives)
+    empty = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(len(anchors), np.int64)
+    mined = Mined(pairs, texts, anchor_of, *empty, allow_fewer=how.allow_fewer, blank=blank)
+    return _Work(anchors, [np.array(sorted(p)) for p in positives], [np.array(sorted(e)) for e in excluded], mined)
+
+
+def _on_disk(path: Path, texts: Sequence[str], encoder: Encoder, note: Note) -> np.ndarray:
+    """The unit vectors of all texts, as a memory map (N, D) float32."""
+    files.need_space(path.parent, len(texts) * encoder.dimension * 4, "mining")
+    with files.growing(path) as vectors:
+        for start in range(0, len(texts), ENCODED):
+            vectors.write(_unit(encoder, texts[start : start + ENCODED], "document").tobytes())
+            note(f"{encoder.name}: encoded {min(start + ENCODED, len(texts)):,} of {len(texts):,} texts")
+    return np.memmap(path, np.float32, mode="r", shape=(len(texts), encoder.dimension))
+
+
+def _unit(encoder: Encoder, texts: Sequence[str], role: Role) -> np.ndarray:
+    vectors = np.ascontiguousarray(nearest.Unit(encoder.encode(texts, role))[:], np.float32)
+    if not np.isfinite(vectors).all():
+        raise UserError("gives vectors that are not finite", where=encoder.name, fix="the model is damaged")
+    return vectors
+
+
+def _blocks(excluded: Sequence[int], depth: int) -> Iterator[np.ndarray]:
+    """Anchors in blocks whose answers fit into memory: those with few exclusions first, as they need few neighbours."""
+    order = np.argsort(excluded, kind="stable")
+    start = 0
+    while start < len(order):
+        size = min(ANCHORS, len(order) - start)
+        while size > 1 and size * (depth + excluded[order[start + size - 1]]) > ANSWERS:
+            size //= 2
+        yield order[start : start + size]
+        start += size
+
+
+def _mine_block(block: np.ndarray, work: _Work, models: list[tuple[Encoder, np.ndarray]], how: Mining) -> None:
+    """Choose the negatives of some anchors."""
+    positives, excluded = ([each[at] for at in block] for each in (work.positives, work.excluded))
+    vectors = [_unit(encoder, [work.anchors[at] for at in block], "query") for encoder, _ in models]
+    limits = [_limits(own, corpus, positives, how) for own, (_, corpus) in zip(vectors, models)]
+    most = how.depth + max(map(len, excluded))
+    scores, index = nearest.top_k(vectors[0], models[0][1], most)
+    mined = work.mined
+    for row, at in enumerate(block):
+        known = np.isin(index[row], excluded[row])
+        rank = np.cumsum(~known)  # from 1, among those that are not known
+        candidate = ~known & (rank > how.skip) & (rank <= how.depth)
+        above = candidate & (scores[row] > limits[0][row])
+        good = candidate & ~above
+        doubted = np.zeros_like(good)
+        if len(models) > 1:
+            doubted[good] = _scores(vectors[1][row], models[1][1][index[row][good]]) > limits[1][row]
+            good &= ~doubted
+        taken = np.flatnonzero(good)[: how.negatives]
+        mined.chosen[at, : len(taken)] = index[row][taken]
+        mined.scores[at, : len(taken)] = scores[row][taken]
+        mined.found[at] = len(taken)
+        # Counted are those that were in the way: up to the last one taken, or all where they did not suffice.
+        end = taken[-1] if len(taken) == how.negatives else len(good)
+        for reason, which in ((KNOWN, known & (rank < how.depth)), (ABOVE, above), (SECOND, doubted)):
+            mined.refused[reason] += int(which[:end].sum())
+
+
+def _scores(anchor: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Inner products in float64, rounded as `nearest` rounds them, so that equal texts have equal scores."""
+    return (vectors.astype(np.float64) @ anchor.astype(np.float64)).astype(np.float32)
+
+
+def _limits(anchors: np.ndarray, corpus: np.ndarray, positives: list[np.ndarray], how: Mining) -> np.ndarray:
+    """The score above which a candidate is refused, for each anchor: (B,) float64."""
+    lowest = np.array([_scores(a, corpus[p]).min() for a, p in zip(anchors, positives)], np.float64)
+    limits = np.full(len(anchors), np.inf)
+    if how.margin is not None:
+        # Not margin x s, which lies above s where s is negative.
+        limits = lowest - (1 - how.margin) * np.abs(lowest)
+    if how.absolute is not None:
+        limits = np.minimum(limits, lowest - how.absolute)
+    return limits

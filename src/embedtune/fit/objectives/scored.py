@@ -1,0 +1,188 @@
+"""From a recipe to an objective: pairs of texts whose similarity shall follow a score."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from embedtune import keyed
+from embedtune.data.columns import parse_columns
+from embedtune.data.divide import leaks, pair_groups
+from embedtune.data.pairs import Pair, ScoredPair, read_scored
+from embedtune.data.read import Counts
+from embedtune.encoder import load
+from embedtune.encoder.embedder import load_trainable
+from embedtune.encoder.load import DEFAULT
+from embedtune.errors import UserError, short_list
+from embedtune.fit import derive, ranking
+from embedtune.fit.dropout import KeyedNoise, key_dropout
+from embedtune.fit.objectives.contrastive import FEWEST, held_out
+from embedtune.fit.objectives.embedding import EmbeddingObjective
+from embedtune.fit.objectives.texts import Texts, row_length
+from embedtune.fit.order import batch_rows
+from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.recipes import Scored
+
+RATE = 2e-5
+MEASURES = ["spearman", "pearson"]
+RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 10.0), (0.0, 100.0))
+TEXT = "text"  # both sides are of one kind: the model's default prompt, if it has one
+PSEUDO = 3  # what a key is for
+
+
+@dataclass(frozen=True)
+class ScoredDev:
+    """Pairs to score on: their texts' token rows (n,) each, and the scores (n,)."""
+
+    pairs: list[ScoredPair]
+    left: np.ndarray
+    right: np.ndarray
+    gold: np.ndarray
+
+
+def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> Prepared:
+    """Everything before the first step; `home` receives the tokenised texts."""
+    folder = load.find(recipe.model or DEFAULT)
+    opened = load_trainable(folder)
+    note(f"reading {name_of(recipe.train)}")
+    counts, columns = Counts(), parse_columns(recipe.columns)
+    pairs = list(read_scored(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+    if len(pairs) < FEWEST:
+        raise UserError(f"has {len(pairs)} pair(s): too few to learn from", where=name_of(recipe.train))
+    remarks = rows_lost(counts)
+    pairs = _with_scores(pairs, recipe, remarks)
+    low, high = _range(pairs, recipe)
+    pairs, dev, dev_counts = _dev_pairs(pairs, recipe, columns, remarks)
+    prompt = opened.model.prompts.get(opened.model.default_prompt_name or "") or ""
+    texts = Texts()
+    table, left_right = (
+        np.array([[texts.number(TEXT, p.sentence1), texts.number(TEXT, p.sentence2)] for p in side])
+        for side in (pairs, dev)
+    )
+    max_length = row_length(opened, folder, recipe.max_length)
+    tokens = texts.tokenize(opened.model.tokenizer, {TEXT: prompt}, max_length, home / "data" / "texts")
+    if tokens.chunked:
+        remarks.append(f"{tokens.chunked:,} of {len(tokens):,} texts are longer than {max_length} tokens: cut to them")
+    labels = torch.tensor([_scaled(p.score or 0.0, low, high) for p in pairs], dtype=torch.float32)
+    opened.model.to(derive.pick_device())
+    noise = KeyedNoise(recipe.loop.seed)
+    key_dropout(opened.model, noise)
+    loss = _loss(recipe, int(opened.model.get_embedding_dimension()), labels)
+    loop = recipe.loop
+    objective = EmbeddingObjective(
+        opened.model, tokens, table, loss, lambda step: batch_rows(step, loop.batch, len(table), loop.seed), noise,
+        ["dev_loss", *(f"dev_{name}" for name in MEASURES)], opened.padded,
+        texts.prompt_lengths(opened, {TEXT: prompt}), opened.config_values,
+    )  # fmt: skip
+    if opened.padded:
+        remarks.append(f"this architecture runs padded, sorted by length: {opened.padded}")
+    profile = {
+        **data_profile(recipe.train, counts, dev_counts),
+        "pairs": len(pairs),
+        "dev_pairs": len(dev),
+        "score_low": low,
+        "score_high": high,
+        "score_mean": float(np.mean([p.score or 0.0 for p in pairs])),
+        "cut_texts": tokens.chunked,
+        **token_profile(tokens.lengths()),
+    }
+    resolved = dataclasses.replace(
+        recipe, model=recipe.model or DEFAULT, max_length=max_length, low=float(low), high=float(high)
+    )
+    gold = np.array([_scaled(p.score or 0.0, low, high) for p in dev])
+    same = identity(folder, opened.model.tokenizer, counts, dev_counts)
+    return Prepared(
+        objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
+        f"dev_{MEASURES[0]}", folder, ScoredDev(dev, left_right[:, 0], left_right[:, 1], gold),
+    )  # fmt: skip
+
+
+def _with_scores(pairs: list[ScoredPair], recipe: Scored, remarks: list[str]) -> list[ScoredPair]:
+    """The pairs, with pseudo-scores where there are none: keyed draws around a mean, kept within -1 and 1."""
+    without = sum(pair.score is None for pair in pairs)
+    if not without:
+        return pairs
+    if without < len(pairs):
+        where = name_of(recipe.train)
+        raise UserError(f"{without:,} of {len(pairs):,} pairs have no score, the others have one", where=where)
+    noise = keyed.uniform(keyed.key(recipe.loop.seed, PSEUDO, np.arange(len(pairs))))
+    drawn = recipe.pseudo_mean + recipe.pseudo_spread * ndtri(np.clip(noise, 1e-9, 1 - 1e-9))
+    remarks.append(
+        f"no scores: pseudo-scores around {recipe.pseudo_mean:g} (standard deviation {recipe.pseudo_spread:g}) were "
+        "drawn. They say only that all pairs are alike: with nothing dissimilar to learn from, all vectors may move "
+        "together, and dev measures mean little. `embedtune fit contrastive` makes more of such pairs"
+    )
+    return [dataclasses.replace(p, score=float(s)) for p, s in zip(pairs, np.clip(drawn, -1, 1), strict=True)]
+
+
+def _range(pairs: Sequence[ScoredPair], recipe: Scored) -> tuple[float, float]:
+    """The scale of the scores: as the recipe says, else the smallest known one that holds them all."""
+    scores = np.array([pair.score for pair in pairs], float)
+    fitting = [(a, b) for a, b in RANGES if a <= scores.min() and scores.max() <= b]
+    guess = fitting[0] if fitting else (None, None)
+    low = recipe.low if recipe.low is not None else guess[0]
+    high = recipe.high if recipe.high is not None else guess[1]
+    if low is None or high is None:
+        what = f"scores run from {scores.min():g} to {scores.max():g}, on no scale that is known"
+        raise UserError(what, where=name_of(recipe.train), fix="say the scale with --low and --high")
+    outside = [f"row {p.number:,}: {p.score:g}" for p in pairs if not low <= (p.score or 0.0) <= high]
+    if outside:
+        what = f"{len(outside):,} of {len(pairs):,} scores lie outside of {low:g} to {high:g}"
+        fix = "mend them, or set --low and --high"
+        raise UserError(what, where=name_of(recipe.train), details=[short_list(outside)], fix=fix)
+    if scores.min() == scores.max():
+        what = f"all {len(scores):,} scores are {scores[0]:g}: there is nothing to learn"
+        raise UserError(what, where=name_of(recipe.train), fix="check --columns score=NAME")
+    return float(low), float(high)
+
+
+def _scaled(score: float, low: float, high: float) -> float:
+    """A score as the losses take it: 0 to 1, or -1 to 1 where the scale goes below zero."""
+    return score if low < 0 else (score - low) / (high - low)
+
+
+def _dev_pairs(
+    pairs: list[ScoredPair], recipe: Scored, columns: dict[str, str], remarks: list[str]
+) -> tuple[list[ScoredPair], list[ScoredPair], Counts | None]:
+    if recipe.dev is None:
+        groups = pair_groups([Pair(p.sentence1, p.sentence2, (), p.file, p.number, None) for p in pairs])
+        held = held_out(groups, min(recipe.dev_rows, len(pairs) // 10), recipe.loop.seed)
+        if held.sum() < 3 or held.all():
+            fix = "give a file of its own to score on with --dev FILE"
+            raise UserError("too few pairs can be held out for scoring: they hang together", where="--dev", fix=fix)
+        remarks.append(f"held out {held.sum():,} of {len(pairs):,} pairs, in whole groups that share a text")
+        return [p for p, h in zip(pairs, held) if not h], [p for p, h in zip(pairs, held) if h], None
+    counts = Counts()
+    dev = list(read_scored(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+    if any(pair.score is None for pair in dev):
+        raise UserError("has pairs without a score: there is nothing to score on", where=name_of(recipe.dev))
+    train_sides, dev_sides = ([f"{p.sentence1}\n{p.sentence2}" for p in side] for side in (pairs, dev))
+    found = leaks(train_sides, dev_sides)
+    if found.exact or found.near:
+        what = f"{found.exact:,} of {len(dev):,} dev pairs stand in the training data too, {found.near:,} nearly"
+        if not recipe.allow_leaks:
+            raise UserError(what, where=name_of(recipe.dev), fix="leave them out; or --allow-leaks")
+        remarks.append(f"{what}: their scores flatter (--allow-leaks)")
+    if len(dev) > recipe.dev_rows:
+        remarks.append(f"scored on the first {recipe.dev_rows:,} of {len(dev):,} dev pairs (--dev-rows)")
+    return pairs, dev[: recipe.dev_rows], counts
+
+
+def _loss(recipe: Scored, dimension: int, labels: Tensor) -> Callable[[Tensor, np.ndarray, np.ndarray], Tensor]:
+    if too_big := [dim for dim in recipe.dims if dim > dimension]:
+        raise UserError(f"{too_big[0]} dimensions are more than the model's {dimension}", where="--dims")
+    stock = ranking.stock_loss(recipe.loss, dimension, {})
+    loss = ranking.matryoshka(stock, recipe.dims) if recipe.dims else stock
+
+    def applied(vectors: Tensor, place: np.ndarray, rows: np.ndarray) -> Tensor:
+        columns = [vectors.index_select(0, torch.from_numpy(column).to(vectors.device)) for column in place.T]
+        return loss(columns, labels[torch.from_numpy(rows)].to(vectors.device))
+
+    return applied

@@ -1,0 +1,105 @@
+"""What every preparation hands to the story of a run (tune.py): an objective ready to train, and all about it."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from embedtune import files
+from embedtune.data.formats import BLANK
+from embedtune.data.read import Counts
+from embedtune.fit import derive
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An objective that is ready to train, and all that the story of the run needs."""
+
+    objective: Any
+    recipe: Any  # with its own fields resolved
+    name: str
+    max_length: int
+    profile: dict[str, Any]
+    identity: dict[str, str]
+    remarks: list[str]
+    lr: float  # where the recipe names none
+    measure: str  # where the recipe names none
+    base: Path  # the folder of the model that training starts from
+    dev: Any = None  # what the objective is scored on, where it does not know that itself
+
+
+def name_of(data: Any) -> str:
+    """Data in words: its path, or how many rows were given in Python."""
+    return str(data) if isinstance(data, str | Path) else f"{len(data):,} rows given in Python"
+
+
+def rows_lost(counts: Counts) -> list[str]:
+    """What the reader left out, mended, ignored or noted, a line each."""
+    out = list(counts.notes)
+    out += [
+        f"{n:,} rows left out: {reason} ({', '.join(counts.examples.get(reason, []))})"
+        for reason, n in left_out(counts).items()
+    ]
+    out += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
+    if counts.ignored:
+        out.append(f"{len(counts.ignored):,} files of other kinds ignored")
+    return out
+
+
+def left_out(counts: Counts) -> dict[str, int]:
+    """Rows that were rejected; blank lines separate documents and are no loss."""
+    return {reason: n for reason, n in counts.rejected.items() if reason != BLANK.reason}
+
+
+def in_words(tally: dict[str, int]) -> str | None:
+    """'3 blank, 2 not UTF-8', or None for an empty tally."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in tally.items()) or None
+
+
+def data_profile(train: Any, counts: Counts, dev_counts: Counts | None) -> dict[str, Any]:
+    """The part of a data profile that all tasks share."""
+    return {
+        "name": Path(name_of(train)).name,
+        "files": len(counts.files),
+        "bytes": counts.bytes,
+        "sha256": counts.sha256,
+        "lines": counts.rows,
+        "lines_used": counts.used,
+        "blank_lines": counts.rejected.get(BLANK.reason),
+        "left_out": in_words(left_out(counts)),
+        "mended": in_words(counts.replaced),
+        "dev_sha256": dev_counts.sha256 if dev_counts else None,
+    }
+
+
+def token_profile(lengths: np.ndarray) -> dict[str, Any]:
+    """How many tokens there are, and how they spread over rows of these `lengths` (n,)."""
+    return {
+        "tokens": int(lengths.sum()),
+        "tokens_per_row_median": float(np.median(lengths)),
+        "tokens_per_row_p95": float(np.quantile(lengths, 0.95)),
+    }
+
+
+def identity(folder: Path, tokenizer: Any, counts: Counts, dev_counts: Counts | None) -> dict[str, str]:
+    """What must be the same when a run is resumed."""
+    import transformers
+
+    weights = "+".join(files.sha256(f) for f in sorted(folder.rglob("*.safetensors")))
+    return {
+        "training data": counts.sha256,
+        "dev data": dev_counts.sha256 if dev_counts else "held out",
+        "model weights": weights,
+        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": str(torch.get_num_threads()),
+        "machine": platform.machine(),
+        "device": str(derive.pick_device()),
+    }

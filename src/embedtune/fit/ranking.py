@@ -1,0 +1,110 @@
+"""Losses over embeddings: multiple negatives with masks, Matryoshka, and any loss of sentence-transformers by name.
+
+All of them are functions of vectors that are already there, so one gradient cache serves them all
+(objectives/embedding.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from embedtune.errors import UserError, did_you_mean
+
+MULTIPLE = "MultipleNegativesRankingLoss"
+# Names that are the same loss here: the gradient is cached whenever the batch exceeds the token budget.
+OURS = {
+    MULTIPLE: {},
+    "CachedMultipleNegativesRankingLoss": {},
+    "MultipleNegativesSymmetricRankingLoss": {"symmetric": True},
+    "CachedMultipleNegativesSymmetricRankingLoss": {"symmetric": True},
+    "GISTEmbedLoss": {"guided": True},
+    "CachedGISTEmbedLoss": {"guided": True},
+}
+Loss = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+
+
+def multiple_negatives(
+    anchors: Tensor,
+    candidates: Tensor,
+    own: Tensor,
+    masked: Tensor | None = None,
+    *,
+    scale: float = 20.0,
+    similarity: str = "cosine",
+    symmetric: bool = False,
+) -> Tensor:
+    """Mean of -log softmax(scale * s(anchor, candidates))[own] (arXiv 1705.00652, 1807.03748).
+
+    anchors (B, D); candidates (C, D), each text once; own (B,) the candidate that is the anchor's positive; masked
+    (B, C) bool: candidates that are no negatives of that anchor (other positives of it, likely false negatives).
+    `symmetric` averages in the softmax over anchors for each positive (arXiv 2310.19923). `scale` is 1 / temperature.
+    """
+    if similarity == "cosine":
+        anchors, candidates = F.normalize(anchors, dim=-1), F.normalize(candidates, dim=-1)
+    scores = anchors @ candidates.T * scale
+    if masked is not None:
+        scores = scores.masked_fill(masked, -torch.inf)
+    right = scores.gather(1, own[:, None])[:, 0]
+    away = torch.logsumexp(scores, dim=1)
+    if symmetric:
+        away = (away + torch.logsumexp(scores.T[own], dim=1)) / 2
+    return (away - right).mean()
+
+
+def matryoshka(loss: Loss, dims: Sequence[int]) -> Loss:
+    """The sum of `loss` over prefixes of the vectors, each normalised (MatryoshkaLoss, arXiv 2205.13147)."""
+
+    def summed(embeddings: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        parts = [loss([F.normalize(e[..., :dim], dim=-1) for e in embeddings], labels) for dim in dims]
+        return torch.stack(parts).sum()
+
+    return summed
+
+
+class _Given(nn.Module):
+    """Stands in for the model inside a loss of sentence-transformers: the features hold the vectors already."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The features as they are."""
+        return features
+
+    def get_embedding_dimension(self) -> int:
+        """D, which some losses ask for when they are made."""
+        return self.dimension
+
+
+def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
+    """A loss of sentence-transformers by its name; `options` that it does not take are left out.
+
+    Raises UserError for an unknown name, and for losses that bring weights or a second model of their own.
+    """
+    from sentence_transformers.sentence_transformer import losses
+
+    kinds = {n: kind for n, kind in vars(losses).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
+    if name not in kinds:
+        what = f"there is no loss {name!r}{did_you_mean(name, [*kinds, *OURS])} in sentence-transformers"
+        raise UserError(what, where="--loss", fix="use the name of a class of sentence_transformers.losses")
+    takes = inspect.signature(kinds[name]).parameters
+    try:
+        made = kinds[name](model=_Given(dimension), **{k: v for k, v in options.items() if k in takes})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{name} cannot be made from a model alone: {error}", where="--loss") from error
+    if list(made.parameters()):
+        raise UserError(f"{name} has weights of its own, which no model folder could hold", where="--loss")
+
+    def applied(embeddings: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        given = labels if labels is not None else torch.arange(len(embeddings[0]), device=embeddings[0].device)
+        found: Tensor = made([{"sentence_embedding": e} for e in embeddings], given)
+        return found
+
+    return applied

@@ -1,0 +1,338 @@
+"""One training from data to model folder: prepare, train, score, write. `finetune` is what CLI and Python call."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embedtune import files, limits, recipes
+from embedtune.errors import Interrupted, UserError, did_you_mean
+from embedtune.judge import card
+
+CHECKPOINTS, DATA, BASE = "checkpoints", "data", "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a run left: the folder, and the dev measures of the base, of a fresh head alone (or None), and tuned."""
+
+    folder: Path
+    scores: dict[str, Any]
+
+
+def default_model() -> str:
+    """The model that is taken where none is named."""
+    from embedtune.encoder.load import DEFAULT
+
+    return DEFAULT
+
+
+def name_of(data: Any) -> str:
+    """Data in words."""
+    return str(data) if isinstance(data, str | Path) else "DATA"
+
+
+def running(out: Path) -> Path:
+    """Where a run lives until it is complete."""
+    return out.with_name(out.name + ".running")
+
+
+def finetune(
+    recipe: Any,
+    out: str | Path = "finetuned-bert",
+    *,
+    resume: bool = False,
+    discard: bool = False,
+    force: bool = False,
+    listener: Any = None,
+) -> Finished:
+    """Fine-tune as `recipe` says and leave a standard model folder at `out`.
+
+    Everything lives in `out.running` until it is complete, then appears as `out` by one rename. `resume` continues a
+    run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`. Raises UserError
+    for a user's mistake (nothing is written then), Interrupted after SIGINT or SIGTERM with its checkpoint written.
+    """
+    from embedtune.fit.engine import Listener
+
+    listener = listener or Listener()
+    out = Path(out)
+    if not out.name:
+        raise UserError("is no name for an output folder", where=repr(str(out)), fix="--out finetuned-bert")
+    home = running(out)
+    if resume and not discard and _complete(home):
+        listener.note("the run was complete; only its last rename was missing")
+        return _publish(home, out)
+    _check_recipe(recipe)
+    check_places(out, home, resume, discard, force)
+    existed = home.exists()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
+    try:
+        with files.disk_errors(home), files.locked(home):
+            return _tune(recipe, home, out, resume, listener)
+    except (UserError, Interrupted, KeyboardInterrupt):
+        # A mistake found before anything was learned leaves nothing behind.
+        if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
+            shutil.rmtree(home, ignore_errors=True)
+        raise
+
+
+def _check_recipe(recipe: Any) -> None:
+    found = limits.problems(recipe)
+    if isinstance(recipe.train, str | Path) and not str(recipe.train):
+        found.insert(0, "no training data is named")
+    if found:
+        raise UserError(f"{len(found)} problem(s) in the recipe", details=found, fix="mend the values named above")
+
+
+def check_places(out: Path, home: Path, resume: bool, discard: bool, force: bool) -> None:
+    """Refuse where a run or a finished folder is in the way, and remove what `discard` allows."""
+    if resume and discard:
+        raise UserError("--resume and --discard exclude each other", fix="say one of them")
+    if resume and not home.is_dir():
+        state = f"{out} is finished" if out.exists() else "no run was started there"
+        raise UserError(
+            f"there is nothing to resume: {state}", where=str(home), fix="name the --out of the stopped run"
+        )
+    if home.exists() and not (resume or discard):
+        raise UserError(
+            "a run was started here and not finished",
+            where=str(home),
+            fix="--resume continues it, --discard removes it",
+        )
+    if out.exists() and not force and not resume:
+        raise UserError(
+            "exists already", where=str(out), fix="another --out, or --force to replace it when the run is done"
+        )
+    if discard and home.is_dir():
+        with files.locked(home):
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _complete(home: Path) -> bool:
+    return (home / "run.json").is_file() and bool(files.read_json(home / "run.json").get("finished"))
+
+
+def _publish(home: Path, out: Path) -> Finished:
+    """Drop what only the run needed, and give the folder its final name."""
+    torn = [path.name for path in home.glob(".tmp*")]  # what safetensors was writing when it was killed
+    for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK, *torn):
+        path = home / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for path in home.glob(f"*{files.TEMPORARY}"):  # of a write that a kill cut short and nothing repeated
+        path.unlink()
+    files.move_directory(home, out)
+    return Finished(out, files.read_json(out / "scores.json"))
+
+
+def _prepare(recipe: Any, home: Path, note: Any) -> Any:
+    match recipes.task_of(recipe):
+        case "mlm":
+            from embedtune.fit.objectives.prepare import prepare_mlm
+
+            return prepare_mlm(recipe, home, note)
+        case "contrastive":
+            from embedtune.fit.objectives.contrastive import prepare_contrastive
+
+            return prepare_contrastive(recipe, home, note)
+        case _:
+            from embedtune.fit.objectives.scored import prepare_scored
+
+            return prepare_scored(recipe, home, note)
+
+
+def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
+    from embedtune import plots
+    from embedtune.fit.derive import resolve
+    from embedtune.fit.engine import read_log, train
+    from embedtune.scoring import Scorer
+
+    task = recipes.task_of(recipe)
+    prepared = _prepare(recipe, home, listener.note)
+    objective = prepared.objective
+    start = {"recipe": recipes.to_toml(recipe), **prepared.identity}
+    loop = _agree(home, start, resume)
+    if loop is None:
+        loop = dataclasses.replace(recipe.loop, measure=_measure(recipe.loop.measure, prepared))
+        loop = resolve(loop, objective, prepared.max_length, prepared.lr)
+        weights = sum(p.numel() for p in objective.model.parameters()) * 4
+        files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
+        files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
+    final = dataclasses.replace(prepared.recipe, loop=loop)
+    files.write_text(home / "recipe.toml", recipes.to_toml(final))
+    for line in prepared.remarks:
+        listener.note(line)
+    title = f"{prepared.name} on {prepared.profile['name']}"
+
+    def draw() -> None:
+        plots.loss_curve(read_log(home), home / "loss", f"{title}: {card.TASKS[task]}", card.LOSSES[task])
+
+    scorer = Scorer(prepared, task, home)
+    outcome = train(objective, loop, scorer, home, draw, listener)
+    draw()
+    listener.note(f"training ended: {outcome.why}")
+    scores = _scores(home, scorer, outcome.best_step, loop.measure or "")
+    if getattr(recipe, "merge", "none") == "auto":
+        _average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+    scores["verdict"] = card.verdict(scores)
+    objective.save(home)
+    files.write_json(home / "scores.json", scores)
+    facts = [
+        *prepared.remarks,
+        f"training ended after step {outcome.state.step:,}: {outcome.why}",
+        *outcome.state.events,
+        *card.averaging(scores),
+    ]
+    about = card.About(task, title, str(final.model), scores, prepared.profile, facts, recipes.to_toml(final))
+    files.write_text(home / "README.md", card.markdown(about))
+    files.write_json(home / "run.json", _account(prepared, outcome, facts))
+    return _publish(home, out)
+
+
+def _measured(home: Path) -> dict[int, dict[str, float]]:
+    """The dev measures of every scoring, by step."""
+    from embedtune.fit.engine import read_log
+
+    scored = [r for r in read_log(home) if "dev_loss" in r]
+    return {r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in scored}
+
+
+def _scores(home: Path, scorer: Any, best_step: int, measure: str) -> dict[str, Any]:
+    """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
+    objective, recipe = scorer.prepared.objective, scorer.prepared.recipe
+    measured = _measured(home)
+    start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
+    against = "the base with its head trained alone" if start else "the base"
+    difference = scorer.difference(start, best_step) if best_step != start else None
+    return {
+        "task": scorer.task,
+        "measure": measure,
+        "compared": scorer.main,
+        "baseline": measured[0],
+        "head_alone": measured[start] if start else None,
+        "tuned": measured[best_step],
+        "best_step": best_step,
+        "difference": dataclasses.asdict(difference) if difference else None,
+        "against": "the untrained model" if getattr(recipe, "scratch", False) else against,
+    }
+
+
+def _average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, listener: Any) -> None:
+    """Average the best weights with the base, the coefficient chosen on dev; the scores become those of the result."""
+    from embedtune.fit import merge
+    from embedtune.fit.engine import better
+
+    if best_step == 0:
+        return
+    model, found = scorer.prepared.objective.model, {}
+    base = merge.base_weights(scorer.prepared.base, merge.weights(model))
+
+    def score(coefficient: float) -> float:
+        found[coefficient] = scorer(f"average-{coefficient:g}")
+        listener.note(
+            f"averaged {coefficient:g} with the base: {measure.replace('_', ' ')} {found[coefficient][measure]:.4f}"
+        )
+        return found[coefficient][measure]
+
+    ends = (scores["baseline"][measure], scores["tuned"][measure])
+    chosen, tried = merge.choose(model, base, score, lambda a, b: better(measure, a, b), ends)
+    scores["averaging"] = {
+        "coefficient": chosen,
+        "tried": {f"{k:g}": v for k, v in tried.items()},
+        "last": scores["tuned"],
+    }
+    if chosen in found:
+        scores["tuned"] = found[chosen]
+        scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
+
+
+def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
+    """run.json: enough to say later what ran where on what."""
+    import torch
+
+    import embedtune
+
+    state = outcome.state
+    return {
+        "finished": True,
+        "embedtune": embedtune.__version__,
+        "python": platform.python_version(),
+        **prepared.identity,
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "torch_build": torch.__version__,
+        "steps": state.step,
+        "of": outcome.total,
+        "tokens": state.tokens,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds) if state.seconds else None,
+        "ended": outcome.why,
+        "remarks": facts,
+        "data": prepared.profile,
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        return platform.processor()
+
+
+def _measure(asked: str | None, prepared: Any) -> str:
+    """The dev measure that decides: the one asked for, with or without its dev_, or the task's own."""
+    known = prepared.objective.measures
+    if asked is None:
+        return str(prepared.measure)
+    names = {name.casefold(): name for name in known}
+    found = names.get(asked.casefold()) or names.get(f"dev_{asked}".casefold())
+    if found is None:
+        raise UserError(
+            f"there is no dev measure {asked!r}{did_you_mean(asked, known)}; there are {', '.join(known)}",
+            where="--measure",
+        )
+    return found
+
+
+def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop | None:
+    """The resolved loop of the run that is resumed; a UserError that lists what differs from how it was started."""
+    path = home / "start.json"
+    if not resume or not path.is_file():
+        return None
+    before = files.read_json(path)
+    differs = []
+    for key, value in start.items():
+        if before.get(key) == value:
+            continue
+        if key == "recipe":
+            old, new = str(before.get(key, "")).splitlines(), str(value).splitlines()
+            differs += [f"recipe: {line} (was {_was(line, old)})" for line in new if line not in old]
+            differs += [
+                f"recipe: {line} is gone" for line in old if line.split(" =")[0] not in {x.split(" =")[0] for x in new}
+            ]
+        else:
+            differs.append(f"{key}: {value} (was {before.get(key)})")
+    if differs:
+        raise UserError(
+            f"the run in {home} cannot be resumed: {len(differs)} thing(s) changed since it was started",
+            details=differs[:10],
+            fix="put them back, or start anew with --discard",
+        )
+    return recipes.Loop(**before["loop"])
+
+
+def _was(line: str, old: list[str]) -> str:
+    name = line.split(" =")[0]
+    return next((o.partition(" = ")[2] for o in old if o.split(" =")[0] == name), "not set")
