@@ -16,8 +16,9 @@ import numpy as np
 from embedtune import keyed
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import assign_groups, pair_groups, text_groups
-from embedtune.data.pairs import SYNONYMS, Pair, read_pairs
-from embedtune.data.read import Counts, read_rows, read_texts
+from embedtune.data.pair_check import kind_of
+from embedtune.data.pairs import Pair, read_pairs
+from embedtune.data.read import Counts, read_texts
 from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
 from embedtune.enrich.documents import Document, documents
 from embedtune.enrich.spans import pairs_of
@@ -48,25 +49,14 @@ class Parts:
     examples: list[dict[str, str]] = field(default_factory=list)
 
 
-def kind_of(data: Any, columns: Mapping[str, str]) -> str:
-    """ "pairs" where the data has anchors and positives by any of their names, else "text"."""
-    if isinstance(data, str | Path) and is_beir(data):
-        return "pairs"
-    if "anchor" in columns or "positive" in columns:
-        return "pairs"
-    if "text" in columns:
-        return "text"
-    row = next(iter(read_rows(data, bad_rows="skip")))
-    names = {name.casefold() for name in row.values}
-    has = [any(synonym.casefold() in names for synonym in SYNONYMS[our]) for our in ("anchor", "positive")]
-    return "pairs" if all(has) else "text"
-
-
 def divide(recipe: Run, note: Callable[[str], None]) -> Parts:
     """Read the data and part it. Raises UserError where it is too little, or of another kind."""
     columns = parse_columns(recipe.columns)
-    kind = kind_of(recipe.data, columns)
-    note(f"reading {name_of(recipe.data)} as {'pairs' if kind == 'pairs' else 'raw text'}")
+    kind = kind_of(recipe.data, columns) or "raw text"
+    note(f"reading {name_of(recipe.data)} as {kind}")
+    if kind == "scored pairs":
+        fix = "embedtune fit scored FILE; embedtune judge BASE TUNED --data FILE"
+        raise UserError("holds scored pairs, which `run` does not know yet", where=name_of(recipe.data), fix=fix)
     return _of_pairs(recipe, columns) if kind == "pairs" else _of_text(recipe, columns, note)
 
 
@@ -225,7 +215,9 @@ def _at_most(items: list[Any], most: int, seed: int) -> list[Any]:
 
 def _row(pair: Any) -> dict[str, Any]:
     row = {"anchor": pair.anchor, "positive": pair.positive}
-    return {**row, "negatives": list(pair.negatives)} if getattr(pair, "negatives", ()) else row
+    if getattr(pair, "negatives", ()):
+        row["negatives"] = list(pair.negatives)
+    return {**row, "group": pair.group} if pair.group else row
 
 
 def _as_set(pairs: Sequence[Any], name: str) -> RetrievalSet:

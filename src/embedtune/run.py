@@ -143,7 +143,8 @@ def _with_negatives(recipe: Run, found: Any, model: str, home: Path, listener: A
     path = home / "data" / "mined.jsonl"
     if not path.is_file():
         pairs = list(read_pairs(found.train))
-        mined = mine(pairs, None, open_encoder(model), Mining(negatives=recipe.negatives), note=listener.note)
+        how = Mining(negatives=recipe.negatives, other_groups=not found.real or bool(found.text))
+        mined = mine(pairs, None, open_encoder(model), how, scratch=home, note=listener.note)
         write_mined(path, mined)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -192,20 +193,21 @@ def _judge(recipe: Run, base: str, adapted: str | None, found: Any, home: Path, 
 
 
 def _verdict(word: str, changes: dict[str, Any], real: bool, keep_base: bool, unchanged: bool) -> dict[str, Any]:
-    """The verdict in one sentence, with the intervals it rests on."""
+    """The verdict in one sentence, and the intervals it rests on."""
     spans = "; ".join(
         f"{name}: {MAIN} {c[0].value:+.4f} (95 % interval {c[0].low:+.4f} to {c[0].high:+.4f}, {c[0].items:,} queries)"
         for name, c in changes.items()
     )
     kept = "the base is kept" if keep_base else "the tuned model is kept"
-    why = " since nothing was better on dev" if unchanged else ""
-    proxy = (
-        ""
-        if real
-        else " The queries were proxies made from the text; --queries FILE judges on real ones, fifty are a beginning."
-    )
-    sentence = f"{word}: {spans}; {kept}{why}.{proxy}"
-    return {"word": word, "sentence": sentence, "queries": "real" if real else "proxy", "kept": kept}
+    why = ", since nothing was better on dev" if unchanged else ""
+    where = "the test queries" if real else "the proxy queries"
+    found = {
+        "WIN": f"the tuned model finds more on {where}",
+        "MARGINAL": f"no clear difference on {where}",
+        "REGRESSION": f"the tuned model finds less on {where}",
+    }[word]
+    sentence = f"{word}: {found}; {kept}{why}."
+    return {"word": word, "sentence": sentence, "queries": "real" if real else "proxy", "kept": kept, "changes": spans}
 
 
 def _table(name: str, data: Any, both: Any, compare: Any) -> dict[str, Any]:

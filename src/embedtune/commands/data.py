@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,56 @@ class Example:
     # Lines at most.
     lines: int = 8000
     # Replace a file of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A file without rows that repeat an earlier one, exactly or nearly; every dropped row is counted."""
+
+    # The file or folder to clean: text, pairs, anything with columns of text.
+    data: str
+    # Where to write the rest: .txt, .jsonl, .csv or .tsv.
+    out: str
+    # Overlap of 3-word shingles from which two texts are near; None leaves near repeats in.
+    near: float | None = 0.8
+    # Leave out rows with an empty cell.
+    drop_empty: bool = False
+    # Which column is which: text=body, or anchor=question,positive=context.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Replace a file of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """Parts that share no text, exactly or nearly: rows that hang together stay together."""
+
+    # The file or folder to part: text, pairs, anything with columns of text.
+    data: str
+    # The folder for train, dev and test.
+    out: str
+    # What stays together: rows that repeat each other (cluster), a document, or rows with one value in a COLUMN.
+    by: str = "cluster"
+    # The parts and their shares, which add up to 1.
+    parts: str = "train=0.8,dev=0.1,test=0.1"
+    # Another seed gives another division.
+    seed: int = 0
+    # Overlap of 3-word shingles from which two texts are near; None: only exact repeats count.
+    near: float | None = 0.8
+    # Write the parts though texts of one stand in another.
+    allow_leaks: bool = False
+    # Which column is which: text=body, or anchor=question,positive=context.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Replace a folder of that name that an earlier split wrote.
     force: bool = False
     # Print the result as JSON.
     json: bool = False
@@ -103,6 +154,8 @@ class Mine:
     margin: float | None = 0.95
     # Refused above the positive's score less this.
     absolute: float | None = None
+    # Never from the positives of an anchor's own group (of one document, say: the column "group").
+    other_groups: bool = False
     # Keep rows that got fewer negatives than asked.
     allow_fewer: bool = True
     # Which column is which: anchor=question,positive=context.
@@ -113,6 +166,36 @@ class Mine:
     force: bool = False
     # Print the result as JSON.
     json: bool = False
+
+
+def clean(command: Clean, talk: Talk) -> Output:
+    """Clean a file."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.tidy import clean as write
+
+    found = write(command.data, command.out, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
+                  near=command.near, drop_empty=command.drop_empty, force=command.force)  # fmt: skip
+    return Output(found.lines(), found.as_dict())
+
+
+def split(command: Split, talk: Talk) -> Output:
+    """Part a file."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.divide import split as write
+    from embedtune.data.divided import Plan
+
+    plan = Plan(by=command.by, parts=_shares(command.parts), seed=command.seed, near=command.near)
+    found = write(command.data, command.out, plan, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
+                  allow_leaks=command.allow_leaks, force=command.force)  # fmt: skip
+    return Output(found.lines(), found.as_dict())
+
+
+def _shares(text: str) -> dict[str, float]:
+    try:
+        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+    except ValueError as error:
+        what = f"{text!r} is not of the form train=0.8,dev=0.1,test=0.1"
+        raise UserError(what, where="--parts") from error
 
 
 def pairs(command: Pairs, talk: Talk) -> Output:
@@ -174,10 +257,13 @@ def mine(command: Mine, talk: Talk) -> Output:
         read_pairs(command.data, columns=parse_columns(command.columns), bad_rows=command.bad_rows, counts=read)
     )
     how = Mining(negatives=command.negatives, skip=command.skip, depth=command.depth, margin=command.margin,
-                 absolute=command.absolute, allow_fewer=command.allow_fewer)  # fmt: skip
+                 absolute=command.absolute, other_groups=command.other_groups,
+                 allow_fewer=command.allow_fewer)  # fmt: skip
     encoder = open_encoder(command.model, note=talk.note)
     second = open_encoder(command.second, note=talk.note) if command.second else None
-    mined = look(found, _corpus(command), encoder, how, second=second, note=talk.note)
+    # Vectors go beside the output: the system's place for temporary files may be memory.
+    scratch = Path(command.out).absolute().parent
+    mined = look(found, _corpus(command), encoder, how, second=second, scratch=scratch, note=talk.note)
     many = write_mined(Path(command.out), mined)
     lines = [
         f"{command.out}: {many:,} rows with up to {command.negatives} negatives, out of {len(mined.texts):,} texts",
@@ -217,13 +303,18 @@ def check(command: Check, talk: Talk) -> Output:
     """Diagnose a file."""
     from embedtune.data.check import check as examine
     from embedtune.data.columns import parse_columns
+    from embedtune.data.pair_check import check_pairs, kind_of
     from embedtune.encoder import load
 
     load.quiet()
     folder = load.find(command.model)
     tokenizer = load.load_tokenizer(folder)
     length = command.max_length or load.stated_length(folder, tokenizer)
-    found = examine(command.data, tokenizer=tokenizer, max_length=length, columns=parse_columns(command.columns))
+    columns = parse_columns(command.columns)
+    look: Any = examine
+    with suppress(UserError):  # what cannot be read is said by the doctor
+        look = check_pairs if kind_of(command.data, columns) else examine
+    found: Any = look(command.data, tokenizer=tokenizer, max_length=length, columns=columns)
     return Output(found.lines(), found.as_dict(), EXIT_USER if found.verdict == "not usable" else EXIT_FINE)
 
 
@@ -240,6 +331,8 @@ DOCSTRINGS = "a real data.txt from the docstrings of the packages installed here
 COMMANDS = {
     "data check": Command("FILE", DOCTOR, Check, check, "--data"),
     "data example": Command("", DOCSTRINGS, Example, example),
+    "data clean": Command("FILE --out NEW", "without repeats, exact and near", Clean, clean, "--data"),
+    "data split": Command("FILE --out DIR", "train, dev and test that share no text", Split, split, "--data"),
     "data pairs": Command("FILE", "pairs out of raw text, or questions by a model you name", Pairs, pairs, "--data"),
     "data mine": Command("PAIRS", "hard negatives for pairs, found by a model", Mine, mine, "--data"),
 }

@@ -38,6 +38,10 @@ class Judge:
     bad_rows: recipes.BadRows = "fail"
     # Arithmetic of the models.
     precision: recipes.Precision = "fp32"
+    # Where vectors of hosted models are kept, so that none is paid for twice (default: EMBEDTUNE_CACHE or ~/.cache).
+    cache: str | None = None
+    # What a hosted model costs per million tokens, for the count of the cost.
+    price: float | None = None
     # Write everything, with the values of every query, to this .json file.
     out: str | None = None
     # Print the result as JSON.
@@ -65,7 +69,11 @@ def judge(command: Judge, talk: Talk) -> Output:
     measures = [str(m.parse(name)) for name in command.measures]
     names = [*command.data, *([command.exam] if command.exam else [])]
     sets = [_open(name, command) for name in names]
-    encoders = [open_encoder(name, precision=command.precision, note=talk.note) for name in command.models]
+    cache = Path(command.cache) if command.cache else None
+    encoders = [
+        open_encoder(name, precision=command.precision, cache=cache, price=command.price, note=talk.note)
+        for name in command.models
+    ]
     lines: list[str] = []
     found: list[dict[str, Any]] = []
     worst = "WIN"
@@ -106,22 +114,16 @@ def judge(command: Judge, talk: Talk) -> Output:
 def _open(name: str, command: Judge) -> Set:
     """Data by what it looks like: scored pairs where there are two sentences and a score, else queries and a corpus."""
     from embedtune.data.columns import parse_columns
-    from embedtune.data.pairs import SYNONYMS, read_scored
-    from embedtune.data.read import read_rows
+    from embedtune.data.pair_check import kind_of
+    from embedtune.data.pairs import read_scored
     from embedtune.data.retrieval import is_beir
     from embedtune.parts import open_set
 
     columns = parse_columns(command.columns)
     folder = is_beir(name) or is_beir(name.rpartition(":")[0] or name)
-    if not folder:
-        there = {key.casefold() for key in next(iter(read_rows(name, bad_rows="skip"))).values}
-        has = [
-            ours in columns or any(s.casefold() in there for s in SYNONYMS[ours])
-            for ours in ("sentence1", "sentence2", "score")
-        ]
-        if all(has):
-            pairs = list(read_scored(name, columns=columns, bad_rows=command.bad_rows))
-            return Set(Path(name).name, scored=pairs)
+    if not folder and kind_of(name, columns) == "scored pairs":
+        pairs = list(read_scored(name, columns=columns, bad_rows=command.bad_rows))
+        return Set(Path(name).name, scored=pairs)
     found = open_set(name, columns=columns, bad_rows=command.bad_rows)
     return Set(found.name, retrieval=found)
 

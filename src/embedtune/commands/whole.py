@@ -8,6 +8,8 @@ from embedtune import recipes
 from embedtune.commands.fit import Place, resume_takes_out
 from embedtune.commands.shape import Command, Flags, Output, Talk
 
+PROXY = "The queries were proxies made from the text: --queries FILE judges on real ones, fifty are a beginning."
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -31,7 +33,10 @@ def whole(command: Whole, talk: Talk) -> Output:
         rows = [[r["measure"], *(f"{r[k]:.4f}" for k in ("base", "tuned")), f"{r['change']:+.4f}",
                  f"{r['low']:+.4f} to {r['high']:+.4f}"] for r in found["rows"]]  # fmt: skip
         lines += [*table(["measure", "base", "tuned", "change", "95 % interval"], rows), ""]
-    lines += [f"{ended.folder}/ holds the model and report.html", story["verdict"]["sentence"]]
+    verdict = story["verdict"]
+    lines += [f"{ended.folder}/ holds the model and report.html", verdict["changes"], verdict["sentence"]]
+    if verdict["queries"] == "proxy":
+        lines[-1] += " " + PROXY
     return Output(lines, {"folder": str(ended.folder), **{k: v for k, v in story.items() if k != "log"}}, ended.code)
 
 

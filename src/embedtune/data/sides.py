@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedtune.data import pairs
+from embedtune.data.clean import text_hash
 from embedtune.data.lines import Problem, ending
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
 from embedtune.data.retrieval import is_beir
@@ -15,7 +16,7 @@ from embedtune.errors import UserError, did_you_mean, short_list
 
 KNOWN = ("text", "tokens", "label", *pairs.SYNONYMS)
 MOST_COLUMNS = 10_000
-BLANK, EMPTY = "blank", "empty cell"
+BLANK, EMPTY, SAME = "blank", "empty cell", "same text on both sides"
 
 
 class Judged(NamedTuple):
@@ -31,8 +32,8 @@ class Source:
     """Rows of any data with the texts in them; reading twice gives the same rows twice.
 
     The texts are the columns anchor and positive, or sentence1 and sentence2, or text, by any of their names; where
-    there are none of these, all columns that hold strings. `empty` counts rows with an empty cell, which are left out
-    where `drop_empty`.
+    there are none of these, all columns that hold strings. `useless` counts rows with an empty cell, and pairs of an
+    anchor with itself, by reason; they are left out where `drop_empty`.
     """
 
     data: DataLike
@@ -41,7 +42,8 @@ class Source:
     drop_empty: bool = False
     names: list[str] = field(default_factory=list)  # of the first file's texts
     others: dict[str, None] = field(default_factory=dict)  # all its columns, in order
-    empty: int = 0
+    useless: dict[str, int] = field(default_factory=dict)
+    pairs: bool = False  # whether the texts are anchor and positive
 
     def __post_init__(self) -> None:
         for our in self.columns:
@@ -81,10 +83,12 @@ class Source:
                 return Problem("not text", f"holds {wrong}", fix=fix)
         if not any(found.sides):
             return Problem(BLANK, "is blank", fix="")
-        if not all(found.sides):
-            self.empty += 1
-            return Problem(EMPTY, "has an empty cell", fix="") if self.drop_empty else None
-        return None
+        same = self.pairs and text_hash("\n".join(found.sides[0])) == text_hash("\n".join(found.sides[1]))
+        if all(found.sides) and not same:
+            return None
+        reason = SAME if same else EMPTY
+        self.useless[reason] = self.useless.get(reason, 0) + 1
+        return Problem(reason, reason, fix="") if self.drop_empty else None
 
     def _choose(self, row: Row, counts: Counts) -> tuple[list[str], list[str]]:
         """The file's columns of texts, and of negatives."""
@@ -94,7 +98,7 @@ class Source:
                 found = short_list([repr(name[:40]) for name in there], most=20)
                 what = f"has no column {old!r}{did_you_mean(old, there)}, found {found}"
                 raise UserError(what, where=row.file, fix=f"--columns {new}=NAME, with a NAME that the file has")
-        sides = _sides(row, self.columns)
+        sides, self.pairs = _sides(row, self.columns)
         if not sides:
             found = short_list([repr(name[:40]) for name in there], most=20)
             fix = "--columns text=NAME, or anchor=NAME,positive=NAME"
@@ -109,8 +113,8 @@ class Source:
         return sides, [name for name in negatives if name not in sides]
 
 
-def _sides(row: Row, columns: Mapping[str, str]) -> list[str]:
-    """The names of the columns that hold the row's texts."""
+def _sides(row: Row, columns: Mapping[str, str]) -> tuple[list[str], bool]:
+    """The names of the columns that hold the row's texts, and whether these are anchor and positive."""
     there = list(row.values)
     for kind in (("anchor", "positive"), ("sentence1", "sentence2")):
         found = [pairs._matches(our, columns.get(our, ""), there)[:1] for our in kind]
@@ -119,12 +123,12 @@ def _sides(row: Row, columns: Mapping[str, str]) -> list[str]:
             fix = f"--columns {our}=NAME, with a NAME that the file has"
             raise UserError(f"no column is called {our!r} or the like", where=row.file, fix=fix)
         if all(found) and "text" not in columns:
-            return [name for names in found for name in names]
+            return [name for names in found for name in names], kind[0] == "anchor"
     if "text" in columns or "text" in there:
-        return [columns.get("text", "text")]
+        return [columns.get("text", "text")], False
     if "tokens" in there:
-        return ["tokens"]
-    return [name for name, value in row.values.items() if isinstance(value, str)]
+        return ["tokens"], False
+    return [name for name, value in row.values.items() if isinstance(value, str)], False
 
 
 def texts(row: Row, name: str) -> list[str]:

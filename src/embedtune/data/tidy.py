@@ -29,7 +29,7 @@ from embedtune.data.sides import Judged, Source, check_near, outside, place, sam
 from embedtune.errors import UserError, short_list
 
 WRITTEN = (".txt", ".jsonl", ".csv", ".tsv")
-EXACT, NEAR = "repeats an earlier row", "nearly repeats an earlier row"
+EXACT, NEAR = "exact repeat", "near repeat"
 VERDICTS = ("label", *pairs.SYNONYMS["score"])  # columns that should agree where the texts do
 
 
@@ -81,19 +81,21 @@ def clean(
 
     Of each cluster the first row stays; rows of several texts repeat each other when each text does. `near` is the
     Jaccard overlap of 3-word shingles from which texts are near (None: exact repeats only). Rows with an empty cell
-    stay unless `drop_empty`. Raises UserError before anything is written, and `out` appears whole or not at all.
+    and pairs of a text with itself stay unless `drop_empty`. Raises UserError before anything is written, and `out` appears whole or not at all.
     """
     out = Path(out)
     form = _check_out(data, out, force)
     check_near(near)
     source, counts = Source(data, columns or {}, bad_rows, drop_empty), Counts()
+    if form == ".txt":
+        _need_one_text(source, out)
     seen = _survey(source, counts, near, out.parent)
-    if form == ".txt" and len(source.names) > 1:
-        what = f"a .txt holds one text a line, these rows have {' and '.join(source.names)}"
-        raise UserError(what, where=str(out), fix="--out with the ending .jsonl, .csv or .tsv")
     notes = list(counts.notes)
-    if source.empty and not drop_empty:
-        notes.append(f"{source.empty:,} rows with an empty cell were kept; --drop-empty leaves them out")
+    if not drop_empty:
+        kept = [
+            f"{many:,} rows kept: {reason}; --drop-empty leaves them out" for reason, many in source.useless.items()
+        ]
+        notes += kept
     again = Counts()
     with files.growing(out) as file:
         writer = Writer(form, list(source.others), file)
@@ -133,6 +135,15 @@ def _check_out(data: DataLike, out: Path, force: bool) -> str:
     return form
 
 
+def _need_one_text(source: Source, out: Path) -> None:
+    """Look at the first row, and refuse where a line has no room for its texts."""
+    next(iter(source.rows(Counts())))
+    source.useless.clear()
+    if len(source.names) > 1:
+        what = f"a .txt holds one text a line, these rows have {' and '.join(source.names)}"
+        raise UserError(what, where=str(out), fix="--out with the ending .jsonl, .csv or .tsv")
+
+
 @dataclass
 class _Seen:
     """For each row the row that stays in its place, and whether it is an exact repeat of that one."""
@@ -160,7 +171,8 @@ class _Seen:
             return True
         reason = EXACT if self.exact[number] else NEAR
         counts.used -= 1
-        counts.note(counts.rejected, Problem(reason, reason, fix=""), f"{place(row)} (as {self.places.get(leader)})")
+        there = self.places.get(leader, "").removeprefix(f"{row.file}, ")
+        counts.note(counts.rejected, Problem(reason, reason, fix=""), f"{place(row)} (as {there})")
         self.contrary += self.verdicts[leader] != self.verdicts[number]
         return False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -52,15 +54,29 @@ def role_prompt(model: Any, role: Role) -> str:
     return next((model.prompts[name] or "" for name in names if name in model.prompts), "")
 
 
-def open_encoder(name: str, *, precision: Precision = "fp32", note: Note = lambda text: None) -> Encoder:
+def hosted_cache() -> Path:
+    """Where vectors of hosted models are kept: EMBEDTUNE_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("EMBEDTUNE_CACHE") or Path.home() / ".cache" / "embedtune")
+
+
+def open_encoder(
+    name: str,
+    *,
+    precision: Precision = "fp32",
+    cache: Path | None = None,
+    price: float | None = None,
+    note: Note = lambda text: None,
+) -> Encoder:
     """A model folder, a hub name, the offline package's name, `openai:MODEL` or `vertex:MODEL`.
 
+    Vectors of hosted models are kept in `cache` (default: `hosted_cache()`), and their cost is counted at `price` per
+    million tokens.
     Raises UserError where there is no such model, or its key, package or network is missing.
     """
     if name.startswith(HOSTED):
         from embedtune.encoder.hosted import open_hosted
 
-        return open_hosted(name, note=note)
+        return open_hosted(name, cache=cache or hosted_cache(), price=price, note=note)
     model, padded = embedder.load_embedder(load.find(name))
     if padded:
         note(f"{name} runs padded, sorted by length: {padded}")

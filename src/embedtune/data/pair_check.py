@@ -1,0 +1,382 @@
+"""The doctor for pairs and scored pairs: reads all of them, and lists what is wrong or would make training worse."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedtune.data.check import (
+    BATCH_CHARACTERS,
+    BATCH_ROWS,
+    FEW_ROWS,
+    MANY_DUPLICATES,
+    MANY_LONG,
+    MANY_NEAR,
+    MANY_UNKNOWN,
+    NEAR_CHARACTERS,
+    NEAR_ROWS,
+    Remark,
+    _lengths,
+    _Measure,
+    _row_remarks,
+    _split,
+    _Tally,
+)
+from embedtune.data.clean import text_hash
+from embedtune.data.hub import HUB
+from embedtune.data.lines import ending, find_files
+from embedtune.data.near import leaders
+from embedtune.data.pair_report import Kind, PairDiagnosis, Scores, Side
+from embedtune.data.pairs import SYNONYMS, Pair, ScoredPair, read_pairs, read_scored
+from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
+from embedtune.data.retrieval import is_beir
+from embedtune.data.shingles import sets_of
+from embedtune.data.sides import place_of
+from embedtune.errors import UserError
+
+FEWEST = 8  # pairs, below which training refuses
+BATCH = 32
+NEAR = 0.8
+SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 10.0), (0.0, 100.0))
+BINS = 10
+MANY_MEET = 0.1  # share of pairs with a false negative in their batch that earns a remark
+LONGER = 2.0  # anchors so many times as long as positives look swapped
+ASKS = {
+    *("what", "who", "whom", "whose", "when", "where", "why", "which", "how", "is", "are", "was", "were", "do", "does"),
+    *("did", "can", "could", "should", "would", "will", "may"),
+}
+
+
+def kind_of(data: DataLike, columns: Mapping[str, str] | None = None) -> Kind | None:
+    """What the columns make of the data, None for text without pairs; UserError where it cannot be read at all."""
+    named = set(columns or ())
+    if named & {"sentence1", "sentence2", "score"}:
+        return "scored pairs"
+    if named & {"anchor", "positive", "negative"} or (isinstance(data, (str, Path)) and is_beir(data)):
+        return "pairs"
+    names = {name.casefold() for name in next(iter(read_rows(data, bad_rows="skip"))).values}
+    has = {our for our, synonyms in SYNONYMS.items() if any(word.casefold() in names for word in synonyms)}
+    if {"sentence1", "sentence2"} <= has:
+        return "scored pairs"
+    return "pairs" if {"anchor", "positive"} <= has else None
+
+
+@dataclass
+class _SideTally:
+    """What one column gathers: 8 bytes for each text, and the lengths."""
+
+    name: str
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
+    tally: _Tally = field(default_factory=_Tally)
+    questions: int = 0
+    batch: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, text: str, measure: _Measure) -> None:
+        self.hashes.append(text_hash(text))
+        self.questions += _asks(text)
+        self.batch.append(text)
+        self.size += len(text)
+        if len(self.batch) == BATCH_ROWS or self.size > BATCH_CHARACTERS:
+            self.flush(measure)
+
+    def flush(self, measure: _Measure) -> None:
+        measure.add(self.batch, self.tally)
+        self.batch, self.size = [], 0
+
+    def done(self, measure: _Measure, limit: int | None) -> Side:
+        lengths = _lengths(self.tally.lengths, measure.unit, measure.special, limit)
+        tokens = sum(length * many for length, many in self.tally.lengths.items())
+        beyond = (
+            sum((length - limit) * many for length, many in self.tally.lengths.items() if length > limit)
+            if limit
+            else 0
+        )
+        distinct, texts = len(np.unique(np.array(self.hashes, np.uint64))), len(self.hashes)
+        return Side(self.name, texts, distinct, lengths, beyond / max(tokens, 1), self.questions / max(texts, 1))
+
+
+def _asks(text: str) -> bool:
+    """Whether a text looks like a question."""
+    end, start = text[-20:].rstrip(" \t\"')»”"), text[:30].casefold().split()
+    return end.endswith(("?", "\uff1f", "\u061f", "\u037e")) or (bool(start) and start[0].strip("¿\"'") in ASKS)
+
+
+@dataclass
+class _Pairs:
+    """What one pass over the pairs gathers."""
+
+    sides: list[_SideTally]
+    pairs: int = 0
+    identical: int = 0
+    first: list[tuple[str, str]] = field(default_factory=list)
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    files: list[str] = field(default_factory=list)
+    places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))  # of the scores
+
+    def add(self, pair: Pair | ScoredPair, measure: _Measure) -> None:
+        """Take one pair."""
+        a, b = (pair.anchor, pair.positive) if isinstance(pair, Pair) else (pair.sentence1, pair.sentence2)
+        self.sides[0].add(a, measure)
+        self.sides[1].add(b, measure)
+        self.pairs += 1
+        self.identical += self.sides[0].hashes[-1] == self.sides[1].hashes[-1]
+        if len(self.first) < NEAR_ROWS:
+            self.first.append((a[:NEAR_CHARACTERS], b[:NEAR_CHARACTERS]))
+        if isinstance(pair, Pair):
+            for negative in pair.negatives:
+                self.sides[2].add(negative, measure)
+        elif pair.score is not None:
+            if not self.files or self.files[-1] != pair.file:
+                self.files.append(pair.file)
+            self.scores.append(pair.score)
+            self.places[0].append(len(self.files) - 1)
+            self.places[1].append(pair.number)
+
+
+def check_pairs(
+    data: DataLike,
+    *,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> PairDiagnosis:
+    """Examine pairs, or scored pairs, without stopping at bad rows; `tokenizer` is a Hugging Face fast tokenizer.
+
+    max_length: in tokens, special ones included (words without a tokenizer). Raises UserError only where there is
+    nothing to examine: no such file, no known ending, no fast tokenizer. In memory stand about 40 bytes a pair.
+    """
+    measure, counts, fatal = _Measure(tokenizer), Counts(), []
+    sources: list[Any] = [data]
+    if isinstance(data, (str, Path)) and not str(data).startswith(HUB) and not is_beir(data):
+        sources, counts.ignored = find_files(data)
+    kind: Kind = "pairs"
+    with suppress(UserError):  # reading will say it again
+        kind = kind_of(data, columns) or "pairs"
+    names = ["anchors", "positives", "negatives"] if kind == "pairs" else ["sentence1", "sentence2"]
+    found = _Pairs([_SideTally(name) for name in names])
+    for source in sources:
+        try:
+            for pair in _read(source, kind, columns, counts):
+                found.add(pair, measure)
+        except UserError as error:
+            fatal.append(error)
+    for side in found.sides:
+        side.flush(measure)
+    return _diagnose(kind, found, counts, fatal, measure, max_length)
+
+
+def _read(
+    source: DataLike, kind: Kind, columns: Mapping[str, str] | None, counts: Counts
+) -> Iterator[Pair] | Iterator[ScoredPair]:
+    if kind == "scored pairs":
+        return read_scored(source, columns=columns, bad_rows="skip", counts=counts)
+    split = "train"
+    if isinstance(source, (str, Path)) and is_beir(source):
+        there = sorted(path.name.split(".")[0] for path in (Path(source) / "qrels").glob("*.tsv*"))
+        split = split if split in there or not there else there[0]
+        counts.notes.append(f"the pairs are the judgements of {split!r}, one of {', '.join(there) or 'none'}")
+    return read_pairs(source, columns=columns, bad_rows="skip", counts=counts, split=split)
+
+
+def _diagnose(
+    kind: Kind, found: _Pairs, counts: Counts, fatal: list[UserError], measure: _Measure, limit: int | None
+) -> PairDiagnosis:
+    sides = [side.done(measure, limit) for side in found.sides]
+    repeats, unknown = _repeats(found), _unknown_share(found, measure)
+    scores = _scores(found) if found.scores else None
+    stops = [Remark(*_split(error)) for error in fatal]
+    if found.pairs or not stops:
+        stops += _stops(kind, found, sides, scores)
+    remarks = list(stops)
+    if found.pairs:
+        remarks += _row_remarks(counts) + _remarks(found, sides, repeats, unknown)
+        remarks += _pair_remarks(found, sides, repeats) if kind == "pairs" else _score_remarks(scores)
+    return PairDiagnosis(
+        verdict="not usable" if stops else "usable, with remarks" if remarks else "ready",
+        kind=kind,
+        remarks=remarks,
+        formats=sorted({"".join(ending(Path(file))) for file in counts.files}) or ["list"],
+        files=len(counts.files),
+        bytes=counts.bytes,
+        sha256=counts.sha256,
+        rows=counts.rows,
+        used=counts.used,
+        rejected=counts.rejected,
+        examples={reason: counts.examples[reason] for reason in counts.rejected},
+        pairs=found.pairs,
+        sides=[side for side in sides if side.texts],
+        positives_per_anchor={"mean": found.pairs / max(sides[0].distinct, 1), "max": repeats.most},
+        negatives_per_pair=sum(side.texts for side in sides[2:]) / max(found.pairs, 1),
+        identical_sides=found.identical,
+        exact_duplicates=repeats.exact,
+        near_duplicates=repeats.near,
+        near_duplicates_rows=len(found.first),
+        batch=repeats.batch,
+        meet=repeats.meet,
+        couples=repeats.couples,
+        scores=scores,
+        unknown_share=unknown,
+        notes=counts.notes,
+    )
+
+
+class _Repeats(NamedTuple):
+    """How often texts come again: pairs exactly and nearly, the most pairs of one anchor, and within a batch."""
+
+    exact: int
+    near: int
+    most: int
+    batch: int
+    meet: float
+    couples: float
+
+
+def _repeats(found: _Pairs) -> _Repeats:
+    codes = [np.unique(np.array(side.hashes, np.uint64), return_inverse=True)[1] for side in found.sides[:2]]
+    distinct = len(np.unique(np.stack(codes), axis=1).T) if found.pairs else 0
+    first = sets_of(found.first)
+    near = int((leaders(first, NEAR) != np.arange(len(first))).sum()) - (len(first) - len(np.unique(first.exact)))
+    most = int(np.bincount(codes[0]).max()) if found.pairs else 0
+    return _Repeats(found.pairs - distinct, near, most, min(BATCH, found.pairs), *meetings(codes[0], codes[1], BATCH))
+
+
+def _unknown_share(found: _Pairs, measure: _Measure) -> float | None:
+    if measure.backend is None:
+        return None
+    tallies = [side.tally for side in found.sides]
+    texts = sum(len(side.hashes) for side in found.sides)
+    tokens = sum(length * many for tally in tallies for length, many in tally.lengths.items())
+    return sum(tally.unknown for tally in tallies) / max(tokens - measure.special * texts, 1)
+
+
+def meetings(anchors: np.ndarray, positives: np.ndarray, batch: int) -> tuple[float, float]:
+    """How often pairs of a random batch (without replacement) share an anchor or a positive, by their (n,) codes.
+
+    First the share of the pairs that meet such another in their batch: for a pair that s - 1 of the other n - 1 share
+    with, none of the b - 1 drawn is one of these with probability C(n - s, b - 1) / C(n - 1, b - 1). Then the expected
+    number of couples that share: C(b, 2) times the share of all couples.
+    """
+    n = len(anchors)
+    b = min(batch, n)
+    if b < 2:
+        return 0.0, 0.0
+    both = np.unique(anchors * (int(positives.max()) + 1) + positives, return_inverse=True)[1]
+    a, p, ap = (np.bincount(codes)[codes] for codes in (anchors, positives, both))
+    sharing = a + p - ap  # with itself
+    drawn = np.arange(b - 1)[:, None]
+    values, many = np.unique(sharing, return_counts=True)
+    none = np.prod(np.maximum(n - values - drawn, 0) / (n - 1 - drawn), axis=0)
+    couples = float((sharing - 1).sum() / 2)
+    return float((many * (1 - none)).sum() / n), couples / (n * (n - 1) / 2) * (b * (b - 1) / 2)
+
+
+def _stops(kind: Kind, found: _Pairs, sides: list[Side], scores: Scores | None) -> list[Remark]:
+    """What training would refuse."""
+    stops = []
+    if found.pairs < FEWEST:
+        stops.append(Remark(f"only {found.pairs:,} pairs: too few to learn from", "give some hundreds of pairs"))
+    if kind == "pairs" and sides[1].distinct == 1:
+        fix = "check --columns: is the column of positives one of labels?"
+        stops.append(Remark("one distinct positive for all anchors: there is nothing to tell apart", fix))
+    if not scores:
+        return stops
+    if scores.scored < found.pairs:
+        what = f"{found.pairs - scores.scored:,} of {found.pairs:,} pairs have no score, the others have one"
+        stops.append(Remark(what, "give all of them a score, or none"))
+    if scores.low == scores.high:
+        what = f"all scores are {scores.low:g}: there is nothing to learn"
+        stops.append(Remark(what, "check --columns score=NAME"))
+    if not any(low <= scores.low and scores.high <= high for low, high in SCALES):
+        what = f"scores run from {scores.low:g} to {scores.high:g}, on no scale that is known"
+        stops.append(Remark(what, "mend them; or say the scale when training: --low and --high"))
+    return stops
+
+
+def _remarks(found: _Pairs, sides: list[Side], repeats: _Repeats, unknown: float | None) -> list[Remark]:
+    """What training would take, but should not have to."""
+    remarks, cleaning = [], "embedtune data clean FILE --out NEW"
+    if FEWEST <= found.pairs < FEW_ROWS:
+        remarks.append(Remark(f"only {found.pairs:,} pairs: too few to learn much from", "give some hundreds of pairs"))
+    if repeats.exact > MANY_DUPLICATES * found.pairs:
+        what = f"{repeats.exact:,} pairs ({repeats.exact / found.pairs:.1%}) repeat an earlier one"
+        remarks.append(Remark(what, cleaning))
+    if repeats.near > MANY_NEAR * len(found.first):
+        what = f"{repeats.near:,} of the first {len(found.first):,} pairs nearly repeat an earlier one on both sides"
+        remarks.append(Remark(what, cleaning))
+    if unknown is not None and unknown > MANY_UNKNOWN:
+        what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
+        remarks.append(Remark(what, "choose a model for this language with --model"))
+    for side in sides:
+        if side.lengths and side.lengths.longer > MANY_LONG * side.texts:
+            n = side.lengths
+            what = f"{n.longer:,} {side.name} ({n.longer / side.texts:.0%}) are longer than {n.limit:,} {n.unit}"
+            remarks.append(Remark(f"{what}: {side.cut:.0%} of their {n.unit} would be cut", "give shorter passages"))
+    return remarks
+
+
+def _pair_remarks(found: _Pairs, sides: list[Side], repeats: _Repeats) -> list[Remark]:
+    """Pairs of one text, columns that look swapped, and texts that would be their own negatives."""
+    remarks = []
+    if found.identical:
+        what = f"{found.identical:,} pair(s) have the same text on both sides: they teach nothing"
+        remarks.append(Remark(what, "embedtune data clean FILE --drop-empty --out NEW"))
+    left, right = sides[0], sides[1]
+    asked = right.questions >= 0.5 and right.questions > left.questions
+    if asked and left.lengths and right.lengths and left.lengths.mean >= LONGER * right.lengths.mean:
+        means = f"{left.lengths.mean:,.0f} {left.lengths.unit} on average, positives {right.lengths.mean:,.0f}"
+        what = f"the columns look swapped: anchors have {means}, {right.questions:.0%} of the positives are questions"
+        fix = "--columns anchor=NAME,positive=NAME: anchors are the questions, positives what answers them"
+        remarks.append(Remark(what, fix))
+    if repeats.meet > MANY_MEET:
+        what = f"{repeats.meet:.0%} of the pairs of a random batch of {repeats.batch} meet their own anchor or positive"
+        fix = "nothing: training keeps such pairs apart, or masks them; with a loss of your own see that it does too"
+        remarks.append(Remark(f"{what} in another pair, where it would be a negative", fix))
+    return remarks
+
+
+def _scores(found: _Pairs) -> Scores:
+    values = np.array(found.scores)
+    scale = scale_of(values)
+    low, high = scale or (values.min(), values.max())
+    beyond = np.flatnonzero((values < low) | (values > high))
+    examples = [
+        f"{place_of(found.files[found.places[0][i]], found.places[1][i])}: {values[i]:g}"
+        for i in beyond[:EXAMPLES].tolist()
+    ]
+    within = np.clip(values, low, high)
+    histogram, edges = np.histogram(within, BINS, (low, high) if low < high else (low - 0.5, high + 0.5))
+    return Scores(
+        len(values), float(values.min()), float(values.max()), float(values.mean()), scale,
+        len(beyond), examples, histogram.tolist(), edges.tolist(),
+    )  # fmt: skip
+
+
+def scale_of(values: np.ndarray) -> tuple[float, float] | None:
+    """The first known scale that holds all scores but one in a hundred (all, where they are fewer than 20).
+
+    Scores from -1 to 1 are cosines even where few are negative.
+    """
+    most = max(1, len(values) // 100) if len(values) >= 20 else 0
+    for low, high in SCALES:
+        beyond = values[(values < low) | (values > high)]
+        if len(beyond) <= most and not (low == 0 and len(beyond) and (beyond >= -1).all() and (beyond < 0).all()):
+            return low, high
+    return None
+
+
+def _score_remarks(scores: Scores | None) -> list[Remark]:
+    if scores is None:
+        what = "no scores: training would draw pseudo-scores, which say only that all pairs are alike"
+        return [Remark(what, "name the column, --columns score=NAME; or train on them as pairs")]
+    if not scores.beyond or scores.scale is None:
+        return []
+    low, high = scores.scale
+    what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
+    return [Remark(what, "mend these rows, or leave them out")]
