@@ -1,6 +1,7 @@
 # make demo         text -> model -> length direction, in a few minutes, with nothing but this machine's own files
 # make test         the tests            make check        ruff and mypy
 # make reliability  the slow tests       make bench        every benchmark, one after the other
+# make parity       against mteb, another project's benchmark harness
 # make clean        removes the environment and the caches; data.txt and finished models stay
 
 PYTHON ?= python3
@@ -8,12 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
+PARITY := $(VENV)/.installed-parity
 OUT := finetuned-bert
 
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check bench reliability environment clean
+.PHONY: demo test check bench parity reliability environment clean
 
 demo: $(INSTALLED) data.txt
 	$(BIN)/embedtune data check data.txt
@@ -29,6 +31,9 @@ test: $(INSTALLED)
 
 reliability: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+parity: $(PARITY)
+	$(BIN)/python -m pytest -m parity
 
 check: $(INSTALLED)
 	$(BIN)/ruff check src tests benchmarks
@@ -47,6 +52,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(BENCH): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $@
+
+$(PARITY): $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[parity]'
 	touch $@
 
 clean:

@@ -14,11 +14,26 @@ _PLACES = {
     "finetune": "embedtune.tune",
     "Finished": "embedtune.tune",
     "MLM": "embedtune.recipes",
+    "Contrastive": "embedtune.recipes",
+    "Scored": "embedtune.recipes",
+    "Ranking": "embedtune.recipes",
     "Loop": "embedtune.recipes",
     "UserError": "embedtune.errors",
+    "open_encoder": "embedtune.encoder.encode",
     "remove_length_direction": "embedtune.refine.length",
 }
-__all__ = ["MLM", "Finished", "Loop", "UserError", "finetune", "remove_length_direction"]
+__all__ = [
+    "MLM",
+    "Contrastive",
+    "Finished",
+    "Loop",
+    "Ranking",
+    "Scored",
+    "UserError",
+    "finetune",
+    "open_encoder",
+    "remove_length_direction",
+]
 
 
 def __getattr__(name: str) -> Any:

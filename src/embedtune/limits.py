@@ -87,6 +87,10 @@ def _scored_needs(recipe: recipes.Scored) -> list[Need]:
     return [
         *_dims_needs(recipe.dims),
         (
+            recipe.loop.batch >= 2,
+            f"batch must be at least 2: scores are learned by comparison; not {recipe.loop.batch}",
+        ),
+        (
             recipe.low is None or recipe.high is None or -math.inf < recipe.low < recipe.high < math.inf,
             f"low must lie below high, not {recipe.low} and {recipe.high}",
         ),

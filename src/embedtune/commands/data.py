@@ -171,21 +171,21 @@ class Mine:
 def clean(command: Clean, talk: Talk) -> Output:
     """Clean a file."""
     from embedtune.data.columns import parse_columns
-    from embedtune.data.tidy import clean as write
+    from embedtune.data.tidy import clean as tidy
 
-    found = write(command.data, command.out, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
-                  near=command.near, drop_empty=command.drop_empty, force=command.force)  # fmt: skip
+    found = tidy(command.data, command.out, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
+                 near=command.near, drop_empty=command.drop_empty, force=command.force)  # fmt: skip
     return Output(found.lines(), found.as_dict())
 
 
 def split(command: Split, talk: Talk) -> Output:
     """Part a file."""
     from embedtune.data.columns import parse_columns
-    from embedtune.data.divide import split as write
+    from embedtune.data.divide import split as part
     from embedtune.data.divided import Plan
 
     plan = Plan(by=command.by, parts=_shares(command.parts), seed=command.seed, near=command.near)
-    found = write(command.data, command.out, plan, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
+    found = part(command.data, command.out, plan, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
                   allow_leaks=command.allow_leaks, force=command.force)  # fmt: skip
     return Output(found.lines(), found.as_dict())
 

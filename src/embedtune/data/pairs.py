@@ -34,6 +34,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 NUMBERED = re.compile(r"(.+?)[_ -]?\d+$")
 DROP = "embedtune data clean FILE --drop-empty --out NEW, or --bad-rows skip leaves such rows out"
 SHOWN = 3
+LIST = "the list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,14 @@ def read_scored(
         yield ScoredPair(cells["sentence1"][0], cells["sentence2"][0], cells["score"], row.file, row.number)
 
 
+def has_scores(data: DataLike, columns: Mapping[str, str]) -> bool:
+    """Whether the first row of data has two sentences and a score, by any of their names; never for a BEIR folder."""
+    if isinstance(data, (str, Path)) and is_beir(data):
+        return False
+    there = list(next(iter(read_rows(data, bad_rows="skip"))).values)
+    return all(_matches(our, columns.get(our, ""), there) for our in ("sentence1", "sentence2", "score"))
+
+
 def _beir_pairs(folder: str | Path, split: str, bad_rows: BadRows, tally: Counts) -> Iterator[Pair]:
     found = read_beir(folder, split, bad_rows=bad_rows, counts=tally)
     tally.notes += found.remarks
@@ -150,21 +159,28 @@ def _named(
     data: DataLike, ours: Mapping[str, str], must: Sequence[str], bad_rows: BadRows, tally: Counts
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Rows with their cells under our names; what cannot be used is counted, or refused together at the end."""
-    wrong, file, names, first, name = _Wrong(), None, {}, tally.rows, "the list"
+    wrong, first = _Wrong(), tally.rows
+    file, there = None, []
+    named: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for row in read_rows(data, bad_rows=bad_rows, counts=tally):
         if row.file != file:
-            file = name = row.file
-            names = _find_columns(list(row.values), ours, must, file, tally)
+            file, there = row.file, list(row.values)
+            names = named = _find_columns(there, ours, must, file, tally)
+        elif list(row.values) != there:
+            # A record of other keys: of JSON, or a dict. What it lacks is an empty cell.
+            there = list(row.values)
+            names = {our: _matches(our, given, there) or named[our] for our, given in ours.items()}
         cells, what = _cells(row, names, must)
         if what is None:
             yield row, cells
             continue
         tally.used -= 1
-        place = f"row {row.number:,}"
-        wrong.add(what, place)
-        tally.note(tally.rejected, Problem(what, what, fix=DROP), f"{row.file}, {place}")
+        place = f"{row.file}, row {row.number:,}"
+        wrong.add(what, place if str(data) != row.file and row.file != LIST else f"row {row.number:,}")
+        tally.note(tally.rejected, Problem(what, what, fix=DROP), place)
     if bad_rows == "fail":
-        wrong.refuse(name, tally.rows - first)
+        wrong.refuse(str(data) if isinstance(data, (str, Path)) else LIST, tally.rows - first)
 
 
 def _find_columns(
@@ -176,7 +192,7 @@ def _find_columns(
         found |= {"sentence1": _matches("anchor", "", there), "sentence2": _matches("positive", "", there)}
     listed = short_list([repr(name[:40]) for name in there], most=20)
     for our in must:
-        if found[our] or (ours[our] and ours[our] in there):
+        if found[our]:
             continue
         asked = ours[our] or our
         near = did_you_mean(asked, there) or did_you_mean(our, there)
@@ -189,9 +205,6 @@ def _find_columns(
     for our, given in ours.items():
         if given and given not in there:
             raise UserError(f"has no column {given!r}{did_you_mean(given, there)}, found {listed}", where=file)
-        if our != "negative" and len(found[our]) > 1:
-            fix = f"--columns {our}={found[our][0]} says which"
-            raise UserError(f"has several columns for {our!r}: {', '.join(found[our])}", where=file, fix=fix)
         if found[our] and found[our][0] != our and not given and our != "negative":
             tally.notes.append(f"{file}: took the column {found[our][0]!r} as {our!r}")
     return found
@@ -223,7 +236,8 @@ def _cells(row: Row, names: Mapping[str, list[str]], must: Sequence[str]) -> tup
         if our == "score":
             out[our], what = _score(row.values.get(theirs[0])) if theirs else (None, None)
         elif our == "group":
-            out[our], what = (str(row.values.get(theirs[0])) if theirs else None), None
+            group = row.values.get(theirs[0]) if theirs else None
+            out[our], what = None if group is None else str(group), None
         else:
             out[our], what = _texts([(name, row.values.get(name)) for name in theirs], our in must)
             if what is None and our not in ("positive", "negative") and len(out[our]) > 1:

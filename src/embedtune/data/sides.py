@@ -43,7 +43,7 @@ class Source:
     names: list[str] = field(default_factory=list)  # of the first file's texts
     others: dict[str, None] = field(default_factory=dict)  # all its columns, in order
     useless: dict[str, int] = field(default_factory=dict)
-    pairs: bool = False  # whether the texts are anchor and positive
+    are_pairs: bool = False  # whether the texts are anchor and positive
 
     def __post_init__(self) -> None:
         for our in self.columns:
@@ -83,7 +83,7 @@ class Source:
                 return Problem("not text", f"holds {wrong}", fix=fix)
         if not any(found.sides):
             return Problem(BLANK, "is blank", fix="")
-        same = self.pairs and text_hash("\n".join(found.sides[0])) == text_hash("\n".join(found.sides[1]))
+        same = self.are_pairs and text_hash("\n".join(found.sides[0])) == text_hash("\n".join(found.sides[1]))
         if all(found.sides) and not same:
             return None
         reason = SAME if same else EMPTY
@@ -98,7 +98,7 @@ class Source:
                 found = short_list([repr(name[:40]) for name in there], most=20)
                 what = f"has no column {old!r}{did_you_mean(old, there)}, found {found}"
                 raise UserError(what, where=row.file, fix=f"--columns {new}=NAME, with a NAME that the file has")
-        sides, self.pairs = _sides(row, self.columns)
+        sides, self.are_pairs = _sides(row, self.columns)
         if not sides:
             found = short_list([repr(name[:40]) for name in there], most=20)
             fix = "--columns text=NAME, or anchor=NAME,positive=NAME"

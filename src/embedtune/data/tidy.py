@@ -80,8 +80,9 @@ def clean(
     """Write `data` to `out` (.txt, .jsonl, .csv, .tsv) without rows that repeat an earlier one, exactly or nearly.
 
     Of each cluster the first row stays; rows of several texts repeat each other when each text does. `near` is the
-    Jaccard overlap of 3-word shingles from which texts are near (None: exact repeats only). Rows with an empty cell
-    and pairs of a text with itself stay unless `drop_empty`. Raises UserError before anything is written, and `out` appears whole or not at all.
+    Jaccard overlap of 3-word shingles from which texts are near (None: exact repeats only). Rows with an empty cell,
+    and pairs of a text with itself, stay unless `drop_empty`. Raises UserError before anything is written, and `out`
+    appears whole or not at all.
     """
     out = Path(out)
     form = _check_out(data, out, force)
@@ -235,6 +236,8 @@ class Writer:
         return str(value)
 
     def _put(self, line: str) -> None:
+        if line.startswith("\ufeff") and not self.file.tell():
+            line = "\ufeff" + line  # one at the start of a file is taken for a mark, not for text
         # A column's name may hold half a surrogate pair; in JSON that is written as \ud800.
         self.file.write((line + "\n").encode("utf-8", "backslashreplace"))
 

@@ -13,6 +13,8 @@ WINDOW = 64  # batches among which a row may be moved to stand clear of its like
 
 def micro_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int, padded: bool) -> Iterator[tuple[int, int]]:
     """Ranges of rows (of ascending `lengths` in tokens) that hold at most `max_tokens`, padding counted where it is."""
+    if not len(lengths):
+        return
     first, real = 0, 0
     for number, length in enumerate(lengths):
         cost = int(length) * (number - first + 1) if padded else real + int(length)
@@ -24,45 +26,127 @@ def micro_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int, padded: 
 
 
 class DistinctOrder:
-    """The data order of `order.batch_rows`, with no two rows of a batch alike in any column of `keys`.
+    """The data order of `order.batch_rows`, with no two rows of a batch alike in either column of `keys`.
 
     Rows are moved inside windows of `WINDOW` batches, so the order stays a function of (seed, step) that costs the
-    same at any step. A row that finds no place in its window is left out of this epoch (`left_out`); the next
-    epoch's order is another.
+    same at any step. A row is left out of its epoch only where one of its texts stands in more rows of the window
+    than it has batches (`left_out` counts them); the next epoch's order is another.
     """
 
     def __init__(self, keys: np.ndarray, batch: int, seed: int) -> None:
-        """`keys` (n, c): numbers of the texts of each row that may not meet their like, such as anchor and positive."""
+        """`keys` (n, 2): numbers of the two texts of each row that may not meet their like: anchor and positive."""
         self.keys, self.batch, self.seed = keys, batch, seed
         self.window: tuple[int, int] | None = None
         self.plan: list[np.ndarray] = []
-        self.left_out = 0
+        self.left_out = 0  # of the window that was asked for last
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return order.steps_per_epoch(len(self.keys), self.batch)
 
     def rows(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, row numbers (m,) int64) of optimizer step `step`; m is at most the batch."""
-        epoch, index = divmod(step, order.steps_per_epoch(len(self.keys), self.batch))
+        epoch, index = divmod(step, self.steps)
         if self.window != (epoch, index // WINDOW):
-            self.window = (epoch, index // WINDOW)
             self._arrange(epoch, index // WINDOW)
         return epoch, self.plan[index % WINDOW]
 
+    def left_out_of(self, epoch: int) -> int:
+        """Rows that find no place in this epoch; only windows where a text is too frequent are looked at."""
+        found = 0
+        for window in range(-(-self.steps // WINDOW)):
+            natural = self._natural(epoch, window)
+            rows = np.concatenate(natural)
+            if any(np.unique(column, return_counts=True)[1].max() > len(natural) for column in self.keys[rows].T):
+                self._arrange(epoch, window)
+                found += self.left_out
+        return found
+
+    def _natural(self, epoch: int, window: int) -> list[np.ndarray]:
+        first = epoch * self.steps + window * WINDOW
+        last = min(first + WINDOW, (epoch + 1) * self.steps)
+        return [order.batch_rows(step, self.batch, len(self.keys), self.seed)[1] for step in range(first, last)]
+
     def _arrange(self, epoch: int, window: int) -> None:
         """Each row goes to the first batch from its own on (around the window) that has room and none of its like."""
-        first = epoch * order.steps_per_epoch(len(self.keys), self.batch) + window * WINDOW
-        last = min(first + WINDOW, (epoch + 1) * order.steps_per_epoch(len(self.keys), self.batch))
-        natural = [order.batch_rows(step, self.batch, len(self.keys), self.seed)[1] for step in range(first, last)]
-        seen: list[set[tuple[int, int]]] = [set() for _ in natural]
-        placed: list[list[int]] = [[] for _ in natural]
-        self.left_out = 0
-        for number, rows in enumerate(natural):
+        self.window, self.left_out, self.plan = (epoch, window), 0, self._natural(epoch, window)
+        if all(len(np.unique(column)) == len(rows) for rows in self.plan for column in self.keys[rows].T):
+            return
+        batches = [_Batch(self.keys) for _ in self.plan]
+        for number, rows in enumerate(self.plan):
             for row in rows.tolist():
-                mine = set(enumerate(self.keys[row].tolist()))
-                for shift in range(len(natural)):
-                    at = (number + shift) % len(natural)
-                    if len(placed[at]) < self.batch and not (seen[at] & mine):
-                        placed[at].append(row)
-                        seen[at] |= mine
+                ends = _ends(self.keys, row)
+                for batch in batches[number:] + batches[:number]:
+                    if len(batch.rows) < self.batch and not any(end in batch.at for end in ends):
+                        batch.add(row)
                         break
                 else:
-                    self.left_out += 1
-        self.plan = [np.array(rows, np.int64) for rows in placed]
+                    self.left_out += not _squeeze(row, ends, batches, self.batch)
+        self.plan = [np.array(list(batch.rows), np.int64) for batch in batches]
+
+
+End = tuple[int, int]  # a column, and the number of a text in it
+
+
+def _ends(keys: np.ndarray, row: int) -> tuple[End, End]:
+    return (0, int(keys[row, 0])), (1, int(keys[row, 1]))
+
+
+class _Batch:
+    """The rows of a batch (in the order in which they came), and which of them has a text."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.keys = keys
+        self.rows: dict[int, tuple[End, End]] = {}
+        self.at: dict[End, int] = {}
+
+    def add(self, row: int) -> None:
+        self.rows[row] = ends = _ends(self.keys, row)
+        self.at.update(dict.fromkeys(ends, row))
+
+    def remove(self, row: int) -> None:
+        for end in self.rows.pop(row):
+            del self.at[end]
+
+
+def _squeeze(row: int, ends: tuple[End, End], batches: list[_Batch], most: int) -> bool:
+    """Place a row by moving others; False where one of its texts stands in every batch.
+
+    Anchors and positives are the two sides of a graph, rows its edges, batches colours of edges: the proof of Konig's
+    theorem (1916), that as many colours suffice as the most frequent text has rows, is the procedure.
+    """
+    free = [[batch for batch in batches if end not in batch.at] for end in ends]
+    if not all(free):
+        return False
+    both = [batch for batch in free[0] if ends[1] not in batch.at]
+    one = both[0] if both else free[0][0]
+    if not both:
+        _swap(_chain(ends[1], one, free[1][0]), one, free[1][0])
+    one.add(row)
+    # A batch of one row too many gives one to the smallest, by another chain.
+    full = next((batch for batch in batches if len(batch.rows) > most), None)
+    if full is not None:
+        small = min(batches, key=lambda batch: len(batch.rows))
+        starts = (end for ends in list(full.rows.values()) for end in ends if end not in small.at)
+        chains = (_chain(end, full, small) for end in starts)
+        _swap(next(chain for chain in chains if len(chain) % 2), full, small)
+    return True
+
+
+def _chain(end: End, one: _Batch, other: _Batch) -> list[int]:
+    """Rows of `one` and `other` in turn, each sharing a text with the next, from `end`, which `other` has not."""
+    found: list[int] = []
+    while (row := one.at.get(end)) is not None:
+        found.append(row)
+        end = next(mine for mine in one.rows[row] if mine != end)
+        one, other = other, one
+    return found
+
+
+def _swap(chain: list[int], one: _Batch, other: _Batch) -> None:
+    """Rows of a chain change sides: those at even places are of `one`."""
+    for number, row in enumerate(chain):
+        (other if number % 2 else one).remove(row)
+    for number, row in enumerate(chain):
+        (one if number % 2 else other).add(row)

@@ -53,7 +53,9 @@ def multiple_negatives(
     right = scores.gather(1, own[:, None])[:, 0]
     away = torch.logsumexp(scores, dim=1)
     if symmetric:
-        away = (away + torch.logsumexp(scores.T[own], dim=1)) / 2
+        # Other rows of the same positive are right answers too.
+        twins = (own[:, None] == own).fill_diagonal_(False)
+        away = (away + torch.logsumexp(scores.T[own].masked_fill(twins, -torch.inf), dim=1)) / 2
     return (away - right).mean()
 
 
@@ -95,6 +97,8 @@ def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
         what = f"there is no loss {name!r}{did_you_mean(name, [*kinds, *OURS])} in sentence-transformers"
         raise UserError(what, where="--loss", fix="use the name of a class of sentence_transformers.losses")
     takes = inspect.signature(kinds[name]).parameters
+    # The gradient cache is ours already; a second one inside a loss would only embed the vectors once more.
+    options = {**options, "use_mini_batched_version": False}
     try:
         made = kinds[name](model=_Given(dimension), **{k: v for k, v in options.items() if k in takes})
     except (TypeError, ValueError, AttributeError) as error:
@@ -108,3 +112,24 @@ def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
         return found
 
     return applied
+
+
+def check_loss(loss: Loss, name: str, dimension: int, columns: int, scored: bool) -> None:
+    """Try a loss on vectors that mean nothing: a UserError where it does not take such rows, or reads no scores.
+
+    Only this tells whether a loss reads scores: all of sentence-transformers' are called with some.
+    """
+    vectors = torch.randn(columns, 6, dimension, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = f"{columns} texts{' and a score' if scored else ''}"
+    found = []
+    for labels in ([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]):
+        try:
+            found.append(float(loss(list(vectors), torch.tensor(labels)).detach()))
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
+            what = f"{name} does not take rows of {rows}: {(str(error).splitlines() or [''])[0][:200]}"
+            fix = "some losses need negatives, and a fixed number of them" if not scored else "--loss CoSENTLoss"
+            raise UserError(what, where="--loss", fix=fix) from error
+    if scored != (found[0] != found[1]):
+        reads = "does not read scores" if scored else "learns from scores or labels, which pairs do not have"
+        fix = f"`embedtune fit {'contrastive' if scored else 'scored'}` is for it, or another --loss"
+        raise UserError(f"{name} {reads}", where="--loss", fix=fix)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,14 +73,9 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     chosen = _resolve_ranking(recipe.ranking, opened)
     guide = _guide_vectors(chosen, recipe, texts, note)
     opened.model.to(derive.pick_device())
-    loss = _loss(chosen, opened, table, guide, remarks)
-    loop = recipe.loop
-    order: Callable[[int], tuple[int, np.ndarray]]
-    if chosen.duplicates:
-        order = lambda step: batch_rows(step, loop.batch, len(table), loop.seed)  # noqa: E731
-    else:
-        order = DistinctOrder(table[:, :2], loop.batch, loop.seed).rows
-    noise = KeyedNoise(loop.seed)
+    loss = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
+    order = _order(table, chosen.duplicates, recipe.loop, remarks)
+    noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     measures = ["dev_loss", *(f"dev_{name}" for name in MEASURES)]
     objective = EmbeddingObjective(
@@ -109,6 +105,22 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     )  # fmt: skip
 
 
+def _order(
+    table: np.ndarray, duplicates: bool, loop: recipes.Loop, remarks: list[str]
+) -> Callable[[int], tuple[int, np.ndarray]]:
+    """The rows of each step; what cannot stand in an epoch without meeting its like is said."""
+    if duplicates:
+        return lambda step: batch_rows(step, loop.batch, len(table), loop.seed)
+    order = DistinctOrder(table[:, :2], loop.batch, loop.seed)
+    if lost := order.left_out_of(0):
+        remarks.append(
+            f"{lost:,} of {len(table):,} pairs are left out of the first epoch, about as many others of each later "
+            "one: their anchor or positive is in more pairs than there are batches (a smaller --batch, or "
+            "--duplicates, takes them in)"
+        )
+    return order.rows
+
+
 def _check_pairs(pairs: list[Pair], recipe: Contrastive) -> None:
     if len(pairs) < FEWEST:
         fix = "give some hundreds of pairs; `embedtune data pairs` makes them from raw text"
@@ -117,7 +129,7 @@ def _check_pairs(pairs: list[Pair], recipe: Contrastive) -> None:
         raise UserError(
             "has one distinct positive for all anchors: there is nothing to tell apart",
             where=name_of(recipe.train),
-            fix="check --columns; a column of labels is for `embedtune fit classify`",
+            fix="check --columns",
         )
 
 
@@ -133,11 +145,10 @@ def _dev_data(
     if recipe.dev is None:
         groups = pair_groups(pairs)
         held = held_out(groups, min(recipe.dev_rows, len(pairs) // 10), seed)
-        if not held.any() or held.all():
-            fix = "give more varied pairs, or a file of its own to score on with --dev FILE"
-            raise UserError(
-                f"no pairs can be held out for scoring: the {len(pairs):,} pairs hang together", where="--dev", fix=fix
-            )
+        if len({pair.anchor for pair, h in zip(pairs, held) if h}) < 2:
+            fix = "give more and more varied pairs, or a file of its own to score on with --dev FILE"
+            what = f"too few of the {len(pairs):,} pairs can be held out for scoring: a tenth at most, in whole groups"
+            raise UserError(f"{what} that share a text, exactly or nearly", where="--dev", fix=fix)
         dev_pairs = [pair for pair, h in zip(pairs, held) if h]
         pairs = [pair for pair, h in zip(pairs, held) if not h]
         remarks.append(
@@ -148,8 +159,8 @@ def _dev_data(
         counts = None
     else:
         counts = Counts()
-        if isinstance(recipe.dev, str | Path) and is_beir(recipe.dev):
-            found = read_beir(recipe.dev, _dev_split(recipe), bad_rows=recipe.bad_rows, counts=counts)
+        if folder := _dev_folder(recipe.dev):
+            found = read_beir(*folder, bad_rows=recipe.bad_rows, counts=counts)
             remarks += found.remarks
         else:
             dev_pairs = list(read_pairs(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
@@ -159,12 +170,18 @@ def _dev_data(
     return pairs, bounded(found, recipe.dev_rows, recipe.dev_corpus, list(others), seed), counts
 
 
-def _dev_split(recipe: Contrastive) -> str | None:
-    """Training takes the judgements of `train` where both are one folder; scoring then takes the other ones."""
-    folder = Path(str(recipe.dev)) / "qrels"
-    splits = sorted(path.name.split(".")[0] for path in folder.glob("*.tsv*"))
-    others = [name for name in splits if name != "train"]
-    return others[0] if len(others) == 1 else None
+def _dev_folder(dev: Any) -> tuple[str, str | None] | None:
+    """BEIR folder and split of FOLDER or FOLDER:SPLIT; None for data of another kind.
+
+    Training takes the judgements of `train`; where there is just one other split, scoring takes that.
+    """
+    path, _, split = str(dev).rpartition(":") if isinstance(dev, str | Path) else ("", "", "")
+    if path and is_beir(path):
+        return path, split
+    if not isinstance(dev, str | Path) or not is_beir(dev):
+        return None
+    splits = {file.name.split(".")[0] for file in (Path(dev) / "qrels").glob("*.tsv*")} - {"train"}
+    return str(dev), splits.pop() if len(splits) == 1 else None
 
 
 def held_out(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
@@ -230,7 +247,8 @@ def _resolve_ranking(ranking_: recipes.Ranking, opened: Trainable) -> recipes.Ra
         ranking_,
         loss=ranking.MULTIPLE if name in ranking.OURS else name,
         similarity=similarity,
-        scale=ranking_.scale or SCALES[similarity],
+        # Prefixes are normalised (see ranking.matryoshka), so their dot products are cosines.
+        scale=ranking_.scale or SCALES["cosine" if ranking_.dims else similarity],
         symmetric=ranking_.symmetric or bool(wish.get("symmetric")),
         guide=ranking_.guide or ("base" if wish.get("guided") else None),
     )
@@ -257,16 +275,23 @@ def _guide_vectors(
 
 
 def _loss(
-    chosen: recipes.Ranking, opened: Trainable, table: np.ndarray, guide: np.ndarray | None, remarks: list[str]
+    chosen: recipes.Ranking,
+    opened: Trainable,
+    table: np.ndarray,
+    guide: np.ndarray | None,
+    same: dict[int, int],
+    remarks: list[str],
 ) -> Callable[[Tensor, np.ndarray, np.ndarray], Tensor]:
     if chosen.loss == ranking.MULTIPLE:
-        return MaskedRanking(chosen, table, guide)
-    if chosen.guide:
-        raise UserError(f"a guide masks negatives of {ranking.MULTIPLE} only, not of {chosen.loss}", where="--guide")
-    options = {"scale": chosen.scale}
-    stock = ranking.stock_loss(chosen.loss, int(opened.model.get_embedding_dimension()), options)
-    loss = ranking.matryoshka(stock, chosen.dims) if chosen.dims else stock
+        return MaskedRanking(chosen, table, guide, same)
+    for flag, given in (("--guide", chosen.guide), ("--symmetric", chosen.symmetric)):
+        if given:
+            raise UserError(f"is for {ranking.MULTIPLE} only, not for {chosen.loss}", where=flag)
+    dimension = int(opened.model.get_embedding_dimension())
+    stock = ranking.stock_loss(chosen.loss, dimension, {"scale": chosen.scale})
     full = int((table != NONE).all(0).sum())  # columns that every row has: these losses know no gaps
+    ranking.check_loss(stock, chosen.loss, dimension, full, scored=False)
+    loss = ranking.matryoshka(stock, chosen.dims) if chosen.dims else stock
     if full < table.shape[1]:
         remarks.append(f"{chosen.loss} takes the {full - 2} negative(s) that every row has; the others are not used")
 
@@ -280,9 +305,16 @@ def _loss(
 class MaskedRanking:
     """Multiple negatives over the distinct texts of a batch, less those that are known or likely positives."""
 
-    def __init__(self, chosen: recipes.Ranking, table: np.ndarray, guide: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        chosen: recipes.Ranking,
+        table: np.ndarray,
+        guide: np.ndarray | None,
+        same: Mapping[int, int] | None = None,
+    ) -> None:
+        """`same`: anchor -> the candidate of the very same text, which is never its negative."""
         self.chosen, self.table, self.guide = chosen, table, guide
-        self.known: dict[int, list[int]] = {}  # anchor -> all its positives
+        self.known = {anchor: [candidate] for anchor, candidate in (same or {}).items()}  # and all its positives
         for anchor, positive in table[:, :2].tolist():
             self.known.setdefault(anchor, []).append(positive)
 

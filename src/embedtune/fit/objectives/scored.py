@@ -57,9 +57,13 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     if len(pairs) < FEWEST:
         raise UserError(f"has {len(pairs)} pair(s): too few to learn from", where=name_of(recipe.train))
     remarks = rows_lost(counts)
+    drawn = pairs[0].score is None
     pairs = _with_scores(pairs, recipe, remarks)
-    low, high = _range(pairs, recipe)
     pairs, dev, dev_counts = _dev_pairs(pairs, recipe, columns, remarks)
+    # Scores that were drawn are on a scale of their own; else both files are on the same.
+    apart = drawn and recipe.dev is not None
+    low, high = _range(pairs if apart else [*pairs, *dev], recipe.low, recipe.high)
+    ends = _range(dev, None, None) if apart else (low, high)
     prompt = opened.model.prompts.get(opened.model.default_prompt_name or "") or ""
     texts = Texts()
     table, left_right = (
@@ -96,7 +100,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     resolved = dataclasses.replace(
         recipe, model=recipe.model or DEFAULT, max_length=max_length, low=float(low), high=float(high)
     )
-    gold = np.array([_scaled(p.score or 0.0, low, high) for p in dev])
+    gold = np.array([_scaled(p.score or 0.0, *ends) for p in dev])
     same = identity(folder, opened.model.tokenizer, counts, dev_counts)
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
@@ -122,30 +126,31 @@ def _with_scores(pairs: list[ScoredPair], recipe: Scored, remarks: list[str]) ->
     return [dataclasses.replace(p, score=float(s)) for p, s in zip(pairs, np.clip(drawn, -1, 1), strict=True)]
 
 
-def _range(pairs: Sequence[ScoredPair], recipe: Scored) -> tuple[float, float]:
+def _range(pairs: Sequence[ScoredPair], low: float | None, high: float | None) -> tuple[float, float]:
     """The scale of the scores: as the recipe says, else the smallest known one that holds them all."""
+    where = short_list(list(dict.fromkeys(pair.file for pair in pairs)))
     scores = np.array([pair.score for pair in pairs], float)
     fitting = [(a, b) for a, b in RANGES if a <= scores.min() and scores.max() <= b]
     guess = fitting[0] if fitting else (None, None)
-    low = recipe.low if recipe.low is not None else guess[0]
-    high = recipe.high if recipe.high is not None else guess[1]
+    low = low if low is not None else guess[0]
+    high = high if high is not None else guess[1]
     if low is None or high is None:
         what = f"scores run from {scores.min():g} to {scores.max():g}, on no scale that is known"
-        raise UserError(what, where=name_of(recipe.train), fix="say the scale with --low and --high")
+        raise UserError(what, where=where, fix="say the scale with --low and --high")
     outside = [f"row {p.number:,}: {p.score:g}" for p in pairs if not low <= (p.score or 0.0) <= high]
     if outside:
         what = f"{len(outside):,} of {len(pairs):,} scores lie outside of {low:g} to {high:g}"
         fix = "mend them, or set --low and --high"
-        raise UserError(what, where=name_of(recipe.train), details=[short_list(outside)], fix=fix)
+        raise UserError(what, where=where, details=[short_list(outside)], fix=fix)
     if scores.min() == scores.max():
         what = f"all {len(scores):,} scores are {scores[0]:g}: there is nothing to learn"
-        raise UserError(what, where=name_of(recipe.train), fix="check --columns score=NAME")
+        raise UserError(what, where=where, fix="check --columns score=NAME (or --pseudo-spread)")
     return float(low), float(high)
 
 
 def _scaled(score: float, low: float, high: float) -> float:
     """A score as the losses take it: 0 to 1, or -1 to 1 where the scale goes below zero."""
-    return score if low < 0 else (score - low) / (high - low)
+    return score / max(-low, high) if low < 0 else (score - low) / (high - low)
 
 
 def _dev_pairs(
@@ -154,16 +159,17 @@ def _dev_pairs(
     if recipe.dev is None:
         groups = pair_groups([Pair(p.sentence1, p.sentence2, (), p.file, p.number, None) for p in pairs])
         held = held_out(groups, min(recipe.dev_rows, len(pairs) // 10), recipe.loop.seed)
-        if held.sum() < 3 or held.all():
-            fix = "give a file of its own to score on with --dev FILE"
-            raise UserError("too few pairs can be held out for scoring: they hang together", where="--dev", fix=fix)
+        if held.sum() < 3:
+            fix = "give more and more varied pairs, or a file of its own to score on with --dev FILE"
+            what = f"too few of the {len(pairs):,} pairs can be held out for scoring: a tenth at most, in whole groups"
+            raise UserError(f"{what} that share a text, exactly or nearly", where="--dev", fix=fix)
         remarks.append(f"held out {held.sum():,} of {len(pairs):,} pairs, in whole groups that share a text")
         return [p for p, h in zip(pairs, held) if not h], [p for p, h in zip(pairs, held) if h], None
     counts = Counts()
     dev = list(read_scored(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
     if any(pair.score is None for pair in dev):
         raise UserError("has pairs without a score: there is nothing to score on", where=name_of(recipe.dev))
-    train_sides, dev_sides = ([f"{p.sentence1}\n{p.sentence2}" for p in side] for side in (pairs, dev))
+    train_sides, dev_sides = (["\n".join(sorted((p.sentence1, p.sentence2))) for p in side] for side in (pairs, dev))
     found = leaks(train_sides, dev_sides)
     if found.exact or found.near:
         what = f"{found.exact:,} of {len(dev):,} dev pairs stand in the training data too, {found.near:,} nearly"
@@ -179,6 +185,7 @@ def _loss(recipe: Scored, dimension: int, labels: Tensor) -> Callable[[Tensor, n
     if too_big := [dim for dim in recipe.dims if dim > dimension]:
         raise UserError(f"{too_big[0]} dimensions are more than the model's {dimension}", where="--dims")
     stock = ranking.stock_loss(recipe.loss, dimension, {})
+    ranking.check_loss(stock, recipe.loss, dimension, 2, scored=True)
     loss = ranking.matryoshka(stock, recipe.dims) if recipe.dims else stock
 
     def applied(vectors: Tensor, place: np.ndarray, rows: np.ndarray) -> Tensor:

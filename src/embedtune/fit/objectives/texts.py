@@ -28,6 +28,12 @@ class Texts:
         """The number of a text in a role, a new one where it has none."""
         return self.numbers.setdefault((role, text), len(self.numbers))
 
+    def same(self, role: str, other: str) -> dict[int, int]:
+        """For texts of `role` that also stand in the role `other`: their number there."""
+        return {
+            n: self.numbers[other, t] for (r, t), n in self.numbers.items() if r == role and (other, t) in self.numbers
+        }
+
     def tokenize(self, tokenizer: Any, prompts: dict[str, str], max_length: int, folder: Path) -> Tokens:
         """One token row a text, in the order of the numbers; long ones are cut, and counted in `chunked`."""
 
@@ -47,14 +53,19 @@ class Texts:
 
 
 def row_length(opened: Trainable, folder: Path, asked: int | None) -> int:
-    """Tokens of a text that are read: `asked`, or what the model says; a UserError beyond its positions."""
+    """Tokens of a text that are read: `asked`, or what the model says; a UserError beyond its positions.
+
+    The model keeps the number, so that the saved one reads as much as was trained and scored.
+    """
     from embedtune.encoder import varlen
 
     backbone = opened.model[0].model
     most = backbone.config.max_position_embeddings - varlen.position_offset(backbone)
     if asked is not None and asked > most:
         raise UserError(f"{asked} tokens are more than the {most} positions of the model", where="--max-length")
-    return asked or min(load.stated_length(folder, opened.model.tokenizer), most)
+    length = asked or min(load.stated_length(folder, opened.model.tokenizer), most)
+    opened.model.max_seq_length = length
+    return length
 
 
 def set_prompts(model: Any, query: str | None, document: str | None) -> dict[str, str]:
