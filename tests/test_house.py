@@ -47,7 +47,6 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch
 FORBIDDEN_TRUE = {"trust_remote_code", "allow_pickle"}
 # Who but files.py may write, and why. Keys are "module: call".
 WRITERS = {
-    "encoder/embedder.py: model.save": "the library's own format, into a folder not yet published",
     "encoder/load.py: loaded.tokenizer.save_pretrained": "the library's own format, into a folder not yet published",
     "encoder/load.py: shutil.copytree": "the base's pooling folder, into a folder not yet published",
     "encoder/load.py: shutil.copyfile": "the base's JSON, into a folder not yet published",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from embedtune import files
 from embedtune.data.columns import parse_columns
@@ -14,14 +17,15 @@ from embedtune.encoder.encode import LocalEncoder
 from embedtune.errors import UserError
 from embedtune.fit import merge
 from embedtune.judge.retrieval import judge_retrieval
-from embedtune.parts import open_set
+from embedtune.judge.similarity import judge_similarity
+from embedtune.parts import Judged, open_judged
 
-MAIN = "nDCG@10"
+MAIN = {"retrieval": "nDCG@10", "similarity": "spearman"}
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The folder, the coefficient in it, and what was tried (empty where the coefficient was given)."""
+    """The folder, the coefficient in it, and what was tried by which measure (none where it was given)."""
 
     folder: Path
     coefficient: float
@@ -56,31 +60,41 @@ def average(
     opened = embedder.load_trainable(load.find(models[1]))
     tuned = merge.weights(opened.model)
     base = merge.base_weights(load.find(models[0]), tuned)
-    name = measure or MAIN
-    tried: dict[float, float] = {}
-    if coefficient is None:
-        dev = open_set(data, columns=parse_columns(columns))
-
-        def score(value: float) -> float:
-            encoder = LocalEncoder(models[1], opened.model, "fp32")
-            report = judge_retrieval(encoder, dev, [name])[0]
-            found = float(report.summary[report.measure(name)])
-            note(f"{value:g} of the way to the tuned model: {name} {found:.4f}")
-            return found
-
-        merge.set_average(opened.model, base, tuned, 0.0)
-        ends = [score(0.0)]
-        merge.set_average(opened.model, base, tuned, 1.0)
-        ends.append(score(1.0))
-        coefficient, tried = merge.choose(opened.model, base, score, lambda a, b: a > b, (ends[0], ends[1]))
+    chosen, name, tried = coefficient or 0.0, "", dict[float, float]()
+    if data is not None:
+        dev = open_judged(data, columns=parse_columns(columns))
+        chosen, name, tried = _best(opened.model, base, dev, measure, note)
     else:
-        merge.set_average(opened.model, base, tuned, coefficient)
-    temporary = folder.with_name(folder.name + ".running")
+        merge.set_average(opened.model, base, tuned, chosen)
+    temporary = folder.with_name(folder.name + files.TEMPORARY)  # not the place of a fit that was stopped
     shutil.rmtree(temporary, ignore_errors=True)
     with files.disk_errors(temporary):
         files.make_folder(temporary)
         embedder.save_embedder(opened.model, temporary, opened.config_values)
-        about = f"{coefficient:g} of the way from `{models[0]}` to `{models[1]}`"
+        about = f"{chosen:g} of the way from `{models[0]}` to `{models[1]}`"
         files.write_text(temporary / "README.md", f"# Averaged model\n\n{about}, weights averaged with embedtune.\n")
         files.move_directory(temporary, folder)
-    return Averaged(folder, coefficient, name, tried)
+    return Averaged(folder, chosen, name, tried)
+
+
+def _best(
+    model: Any, base: Mapping[str, Tensor], dev: Judged, measure: str | None, note: Callable[[str], None]
+) -> tuple[float, str, dict[float, float]]:
+    """The coefficient that is best on dev, the measure, and all its values; `model` comes tuned and leaves averaged."""
+    encoder, tuned = LocalEncoder("the average", model, "fp32"), merge.weights(model)
+    name = measure or MAIN["retrieval" if dev.retrieval else "similarity"]
+
+    def score(coefficient: float) -> float:
+        if dev.retrieval:
+            report = judge_retrieval(encoder, dev.retrieval, [name])[0]
+        else:
+            report = judge_similarity(encoder, dev.scored, dev.name)[0]
+        found = float(report.summary[report.measure(name)])
+        note(f"{coefficient:g} of the way to the tuned model: {name} {found:.4f}")
+        return found
+
+    merge.set_average(model, base, tuned, 0.0)
+    at_base = score(0.0)
+    merge.set_average(model, base, tuned, 1.0)
+    coefficient, tried = merge.choose(model, base, score, lambda a, b: a > b, (at_base, score(1.0)))
+    return coefficient, name, tried

@@ -17,7 +17,7 @@ from embedtune import keyed
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import assign_groups, pair_groups, text_groups
 from embedtune.data.pair_check import kind_of
-from embedtune.data.pairs import Pair, read_pairs
+from embedtune.data.pairs import Pair, ScoredPair, read_pairs, read_scored
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
 from embedtune.enrich.documents import Document, documents
@@ -173,7 +173,30 @@ def open_set(data: Any, *, columns: Mapping[str, str] | None = None, bad_rows: A
         return read_beir(path, split, bad_rows=bad_rows)
     if isinstance(data, str | Path) and is_beir(data):
         return read_beir(data, bad_rows=bad_rows)
-    return from_pairs(read_pairs(data, columns=columns, bad_rows=bad_rows), name_of(data))
+    counts = Counts()
+    found = from_pairs(read_pairs(data, columns=columns, bad_rows=bad_rows, counts=counts), name_of(data))
+    found.remarks.extend(rows_lost(counts))
+    return found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Data to judge on: a RetrievalSet, or scored pairs; `remarks` say what was left out."""
+
+    name: str
+    retrieval: RetrievalSet | None
+    scored: list[ScoredPair]
+    remarks: list[str]
+
+
+def open_judged(data: str, *, columns: Mapping[str, str] | None = None, bad_rows: Any = "fail") -> Judged:
+    """Data by what it looks like: scored pairs where there are two sentences, else what `open_set` opens."""
+    if not is_beir(data.rpartition(":")[0] or data) and kind_of(data, columns) == "scored pairs":
+        counts = Counts()
+        pairs = list(read_scored(data, columns=columns, bad_rows=bad_rows, counts=counts))
+        return Judged(Path(data).name, None, pairs, rows_lost(counts))
+    found = open_set(data, columns=columns, bad_rows=bad_rows)
+    return Judged(found.name, found, [], found.remarks)
 
 
 def _other_split(folder: str | Path) -> str | None:

@@ -253,14 +253,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
     """Build a recipe from a TOML table: unknown keys and wrong types are collected and reported together."""
     problems: list[str] = []
-    recipe = _build(kind, table, "", problems)
+    task = next(name for name, each in RECIPES.items() if each is kind)
+    if (named := table.get("task", task)) != task:
+        problems.append(f"its task is {named!r}, not {task!r}")
+    recipe = _build(kind, {key: value for key, value in table.items() if key != "task"}, "", problems)
     if problems:
-        raise UserError(
-            f"{len(problems)} problem(s) in the recipe",
-            where=where,
-            details=problems,
-            fix=f"embedtune fit {next((n for n, k in RECIPES.items() if k is kind), 'mlm')} --help lists every key",
-        )
+        fix = f"embedtune {'' if kind is Run else 'fit '}{task} --help lists every key"
+        raise UserError(f"{len(problems)} problem(s) in the recipe", where=where, details=problems, fix=fix)
     return recipe
 
 
@@ -268,8 +267,6 @@ def _build(kind: type, table: Mapping[str, Any], prefix: str, problems: list[str
     hints = get_type_hints(kind)
     values = {}
     for key, value in table.items():
-        if key == "task" and not prefix:
-            continue
         if key not in hints:
             problems.append(f"unknown key {prefix + key!r}{did_you_mean(key, list(hints))}")
         elif dataclasses.is_dataclass(hints[key]):
@@ -343,8 +340,9 @@ def _line(table: Any, name: str) -> str:
     value = getattr(table, name)
     if value is None:
         return ""
-    real = get_type_hints(type(table))[name] in (float, float | None)
-    return f"{name} = {_toml(float(value) if real else value)}"
+    hint = get_type_hints(type(table))[name]
+    value = float(value) if hint in (float, float | None) else tuple(value) if get_origin(hint) is tuple else value
+    return f"{name} = {_toml(value)}"
 
 
 def _toml(value: Any) -> str:

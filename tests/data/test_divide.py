@@ -13,7 +13,7 @@ from embedtune.data import divide as divide_module
 from embedtune.data import near as near_module
 from embedtune.data.clean import shingles, text_hash
 from embedtune.data.divide import assign_groups, leaks, pair_groups, split, text_groups
-from embedtune.data.divided import Plan, parse_parts
+from embedtune.data.divided import Plan
 from embedtune.data.pairs import Pair, ScoredPair
 from embedtune.data.read import read_rows, read_texts
 from embedtune.errors import UserError
@@ -257,12 +257,6 @@ def test_form_letters_do_not_leak_either(tmp_path, monkeypatch):
 def test_plans_that_cannot_be_meant(tmp_path, plan, message):
     with pytest.raises(UserError, match=message):
         split(["a", "b"], tmp_path / "out", plan)
-
-
-def test_parts_of_the_command_line():
-    assert parse_parts("train=0.9, dev=.1") == {"train": 0.9, "dev": 0.1}
-    with pytest.raises(UserError, match="'dev' is not of the form NAME=SHARE"):
-        parse_parts("train=0.9,dev")
 
 
 def test_folders_that_are_not_replaced(tmp_path):

@@ -102,8 +102,8 @@ def test_swapped_columns():
         (pairs(5), "only 5 pairs: too few to learn from"),
         ([{"text": "a"}], "expected columns 'anchor', 'positive', found 'text'"),
         ([{"anchor": "", "positive": "a"}], "has no usable row: 0 of 1 rows"),
-        ([{"sentence1": a, "sentence2": b["positive"], "score": 3} for a, b in zip(varied(100), pairs(100))], "all scores are 3"),
-        ([{"sentence1": a, "sentence2": "b", "score": i * 9} for i, a in enumerate(varied(100))], "on no scale that is known"),
+        ([{"sentence1": a, "sentence2": a[::-1], "score": 3} for a in varied(100)], "all scores are 3"),
+        ([{"sentence1": a, "sentence2": "b", "score": 9 * i} for i, a in enumerate(varied(100))], "on no scale"),
     ],
     ids=["one positive", "few", "columns", "empty", "constant", "scale"],
 )  # fmt: skip
@@ -181,7 +181,7 @@ def test_scores_beyond_the_scale_and_scores_that_are_none(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = check_pairs(path)
-    assert found.scores.scale == (0, 1) and found.scores.beyond == 2 and found.verdict == "usable, with remarks"
+    assert found.scores.scale == (0, 1) and found.scores.beyond == 2 and found.verdict == "not usable"
     assert f"2 score(s) lie outside of 0 to 1: {path}, line 401: 37; {path}, line 405: -0.5" in said(found)
     assert sum(found.rejected.values()) == 3 and "finite number" in said(found)
     without = check_pairs([{"sentence1": a, "sentence2": a[::-1]} for a in varied(100)])
@@ -227,8 +227,8 @@ def test_one_unreadable_file_hides_no_other(tmp_path):
 
 
 HOSTILE = [
-    *("\ud800", "\0", "", " ", "\u3000", "x" * 300_000, "?" * 1000, "\u202e?", "a\u2028b", "\ufeff", "¿", "'", "'?", "NaN"),
-    *(None, 7, ["a", "b"], [], [None], {"a": 1}, float("nan"), True, b"bytes"),
+    *("\ud800", "\0", "", " ", "\u3000", "x" * 300_000, "?" * 1000, "\u202e?", "a\u2028b", "\ufeff", "¿", "'"),
+    *("'?", "NaN", None, 7, ["a", "b"], [], [None], {"a": 1}, float("nan"), True, b"bytes"),
 ]  # fmt: skip
 
 
@@ -263,7 +263,8 @@ def test_no_message_quotes_the_text():
 def test_real_pairs(real_data):
     found = check_pairs(real_data("medquad/medquad.jsonl"))
     assert found.pairs == 16_407 and found.verdict in ("ready", "usable, with remarks")
-    assert len({text_hash(json.loads(line)["question"]) for line in open(real_data("medquad/medquad.jsonl"))}) == 14_345
+    lines = real_data("medquad/medquad.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len({text_hash(json.loads(line)["question"]) for line in lines}) == 14_345
     assert found.sides[0].distinct == 14_345 and found.sides[0].questions > 0.99
     folder = check_pairs(real_data("scifact"))
     assert folder.pairs == 919 and "the judgements of 'train'" in " ".join(folder.notes)

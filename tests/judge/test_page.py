@@ -325,6 +325,15 @@ def test_proxies_are_said_before_anything_else(story):
     assert "--queries FILE" in read.text and "about 50 questions" in read.text and "300 proxy queries" in read.text
 
 
+def test_the_verdict_is_not_said_twice(story):
+    story["verdict"] |= {"sentence": "WIN: it finds more; the tuned model is kept.", "kept": "the tuned model is kept"}
+    read = Reader(page(story))
+    assert "WIN It finds more; the tuned model is kept. clinical" in read.text
+    assert read.text.count("is kept") == 1 and "Kept:" not in read.text
+    story["verdict"]["kept"] = "tuned"
+    assert "Kept: tuned" in Reader(page(story)).text
+
+
 def test_enough_payloads():
     assert len(set(PAYLOADS)) >= 60
 

@@ -48,27 +48,21 @@ class Judge:
     json: bool = False
 
 
-@dataclass(frozen=True)
-class Set:
-    """Data to judge on: a RetrievalSet, or a list of scored pairs."""
-
-    name: str
-    retrieval: Any = None
-    scored: Any = None
-
-
 def judge(command: Judge, talk: Talk) -> Output:
     """Embed, measure, compare."""
     from embedtune import files
+    from embedtune.data.columns import parse_columns
     from embedtune.encoder.encode import open_encoder
     from embedtune.judge import compare
     from embedtune.judge import measures as m
+    from embedtune.parts import open_judged
 
     if not command.models or not command.data:
         raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
     measures = [str(m.parse(name)) for name in command.measures]
     names = [*command.data, *([command.exam] if command.exam else [])]
-    sets = [_open(name, command) for name in names]
+    columns = parse_columns(command.columns)
+    sets = [open_judged(name, columns=columns, bad_rows=command.bad_rows) for name in names]
     cache = Path(command.cache) if command.cache else None
     encoders = [
         open_encoder(name, precision=command.precision, cache=cache, price=command.price, note=talk.note)
@@ -83,14 +77,15 @@ def judge(command: Judge, talk: Talk) -> Output:
         exam = number >= len(command.data)
         lines += ["", f"{data.name}{' (exam: watches for forgetting)' if exam else ''}"]
         lines += _remarks(data)
-        lines += _table([report for mine in reports for report in mine])
-        entry = {"data": data.name, "exam": exam, "reports": [r.as_dict() for mine in reports for r in mine]}
+        shown = [r for mine in reports for r in mine if r is mine[0] or r.dim != mine[0].dim]
+        lines += _table(shown)
+        entry = {"data": data.name, "exam": exam, "reports": [r.as_dict() for r in shown]}
         main = measures[0] if data.retrieval else "spearman"
         for encoder, mine in zip(encoders[1:], reports[1:], strict=True):
             changes = {
-                f"{name}{'' if a.dim == reports[0][0].dim else f' at {a.dim}'}": compare.paired(a, b, name)
-                for a, b in zip(reports[0], mine, strict=True)
-                for name in (a.summary if a is reports[0][0] else (main,))
+                f"{name}{f' at {dim}' if dim else ''}": compare.paired(a, b, name)
+                for dim, a, b in zip(_dims(command), reports[0], mine, strict=True)
+                for name in (a.summary if dim is None else (main,))
             }
             word = compare.verdict([changes[main]])
             worst = "REGRESSION" if word == "REGRESSION" and not exam else worst
@@ -111,38 +106,26 @@ def judge(command: Judge, talk: Talk) -> Output:
     return Output(lines[1:], {"data": found, "drift": drifts}, EXIT_REGRESSION if worst == "REGRESSION" else EXIT_FINE)
 
 
-def _open(name: str, command: Judge) -> Set:
-    """Data by what it looks like: scored pairs where there are two sentences and a score, else queries and a corpus."""
-    from embedtune.data.columns import parse_columns
-    from embedtune.data.pair_check import kind_of
-    from embedtune.data.pairs import read_scored
-    from embedtune.data.retrieval import is_beir
-    from embedtune.parts import open_set
-
-    columns = parse_columns(command.columns)
-    folder = is_beir(name) or is_beir(name.rpartition(":")[0] or name)
-    if not folder and kind_of(name, columns) == "scored pairs":
-        pairs = list(read_scored(name, columns=columns, bad_rows=command.bad_rows))
-        return Set(Path(name).name, scored=pairs)
-    found = open_set(name, columns=columns, bad_rows=command.bad_rows)
-    return Set(found.name, retrieval=found)
+def _dims(command: Judge) -> list[int | None]:
+    """None stands for all of a model's numbers; models may have more or less of them than each other."""
+    return [None, *command.dims]
 
 
-def _reports(encoder: Any, data: Set, measures: Sequence[str], command: Judge) -> list[Any]:
+def _reports(encoder: Any, data: Any, measures: Sequence[str], command: Judge) -> list[Any]:
     from embedtune.judge.retrieval import judge_retrieval
     from embedtune.judge.similarity import judge_similarity
 
-    dims = [None, *(dim for dim in command.dims if dim != encoder.dimension)]
+    dims = _dims(command)
     if data.retrieval:
         return judge_retrieval(encoder, data.retrieval, measures, dims=dims, similarity=command.similarity)
     return judge_similarity(encoder, data.scored, data.name, dims=dims)
 
 
-def _remarks(data: Set) -> list[str]:
-    if data.retrieval is None:
-        return [f"{len(data.scored):,} scored pairs"]
-    sizes = f"{len(data.retrieval.queries):,} queries, {len(data.retrieval.corpus):,} documents"
-    return [sizes, *data.retrieval.remarks]
+def _remarks(data: Any) -> list[str]:
+    sizes = f"{len(data.scored):,} scored pairs"
+    if data.retrieval:
+        sizes = f"{len(data.retrieval.queries):,} queries, {len(data.retrieval.corpus):,} documents"
+    return [sizes, *data.remarks]
 
 
 def _table(reports: Sequence[Any]) -> list[str]:

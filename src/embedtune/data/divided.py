@@ -42,19 +42,6 @@ class Plan:
             raise UserError(f"the shares must add up to 1, not {total:g}", where="--parts", fix=fix)
 
 
-def parse_parts(text: str) -> dict[str, float]:
-    """'train=0.8,dev=0.2' as a mapping; a UserError where it is not of that form."""
-    parts: dict[str, float] = {}
-    for piece in text.split(","):
-        name, _, share = piece.partition("=")
-        try:
-            parts[name.strip()] = float(share)
-        except ValueError:
-            fix = "--parts train=0.8,dev=0.1,test=0.1"
-            raise UserError(f"{piece!r} is not of the form NAME=SHARE", where="--parts", fix=fix) from None
-    return parts
-
-
 @dataclass(frozen=True)
 class Overlap:
     """Rows of the part `of` with a text that also stands in the part `into`: so many exactly, so many others nearly."""

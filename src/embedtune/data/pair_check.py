@@ -197,7 +197,11 @@ def _diagnose(
     remarks = list(stops)
     if found.pairs:
         remarks += _row_remarks(counts) + _remarks(found, sides, repeats, unknown)
-        remarks += _pair_remarks(found, sides, repeats) if kind == "pairs" else _score_remarks(scores)
+        if kind == "pairs":
+            remarks += _pair_remarks(found, sides, repeats)
+        elif scores is None:
+            what = "no scores: training would draw pseudo-scores, which say only that all pairs are alike"
+            remarks.append(Remark(what, "name the column, --columns score=NAME; or train on them as pairs"))
     return PairDiagnosis(
         verdict="not usable" if stops else "usable, with remarks" if remarks else "ready",
         kind=kind,
@@ -293,9 +297,13 @@ def _stops(kind: Kind, found: _Pairs, sides: list[Side], scores: Scores | None) 
     if scores.low == scores.high:
         what = f"all scores are {scores.low:g}: there is nothing to learn"
         stops.append(Remark(what, "check --columns score=NAME"))
-    if not any(low <= scores.low and scores.high <= high for low, high in SCALES):
+    if scores.scale is None:
         what = f"scores run from {scores.low:g} to {scores.high:g}, on no scale that is known"
         stops.append(Remark(what, "mend them; or say the scale when training: --low and --high"))
+    elif scores.beyond:
+        low, high = scores.scale
+        what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
+        stops.append(Remark(what, "mend these rows, or leave them out"))
     return stops
 
 
@@ -369,14 +377,3 @@ def scale_of(values: np.ndarray) -> tuple[float, float] | None:
         if len(beyond) <= most and not (low == 0 and len(beyond) and (beyond >= -1).all() and (beyond < 0).all()):
             return low, high
     return None
-
-
-def _score_remarks(scores: Scores | None) -> list[Remark]:
-    if scores is None:
-        what = "no scores: training would draw pseudo-scores, which say only that all pairs are alike"
-        return [Remark(what, "name the column, --columns score=NAME; or train on them as pairs")]
-    if not scores.beyond or scores.scale is None:
-        return []
-    low, high = scores.scale
-    what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
-    return [Remark(what, "mend these rows, or leave them out")]

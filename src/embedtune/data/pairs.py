@@ -35,6 +35,7 @@ NUMBERED = re.compile(r"(.+?)[_ -]?\d+$")
 DROP = "embedtune data clean FILE --drop-empty --out NEW, or --bad-rows skip leaves such rows out"
 SHOWN = 3
 LIST = "the list"
+SAME = "the anchor is one of its own positives or negatives"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +125,22 @@ def read_scored(
         yield ScoredPair(cells["sentence1"][0], cells["sentence2"][0], cells["score"], row.file, row.number)
 
 
-def has_scores(data: DataLike, columns: Mapping[str, str]) -> bool:
-    """Whether the first row of data has two sentences and a score, by any of their names; never for a BEIR folder."""
-    if isinstance(data, (str, Path)) and is_beir(data):
-        return False
-    there = list(next(iter(read_rows(data, bad_rows="skip"))).values)
-    return all(_matches(our, columns.get(our, ""), there) for our in ("sentence1", "sentence2", "score"))
-
-
 def _beir_pairs(folder: str | Path, split: str, bad_rows: BadRows, tally: Counts) -> Iterator[Pair]:
     found = read_beir(folder, split, bad_rows=bad_rows, counts=tally)
     tally.notes += found.remarks
-    file = str(Path(folder) / "qrels" / f"{split}.tsv")
-    number = 0
+    file, wrong, number = str(Path(folder) / "qrels" / f"{split}.tsv"), _Wrong(), 0
     for query, judged in found.qrels.items():
-        for document, relevance in judged.items():
+        for document in (name for name, relevance in judged.items() if relevance > 0):
             number += 1
-            if relevance > 0:
-                yield Pair(found.queries[query], found.corpus[document], (), file, number, query)
+            anchor, positive = found.queries[query], found.corpus[document]
+            if anchor != positive:
+                yield Pair(anchor, positive, (), file, number, query)
+                continue
+            tally.used -= 1
+            wrong.add(SAME, f"query {query}")
+            tally.note(tally.rejected, Problem(SAME, SAME, fix=DROP), f"{file}, query {query}")
+    if bad_rows == "fail":
+        wrong.refuse(file, number)
 
 
 def _rename(columns: Mapping[str, str] | None, ours: Sequence[str]) -> dict[str, str]:
@@ -211,22 +210,14 @@ def _find_columns(
 
 
 def _matches(our: str, given: str, there: list[str]) -> list[str]:
+    """The columns that hold `our`: the given one, else all negatives, or the one with the first synonym in the list."""
     if given:
-        return [name for name in there if name == given]
-    for synonym in SYNONYMS[our]:
-        if exact := [name for name in there if name.casefold() == synonym.casefold()]:
-            if our != "negative":
-                return exact[:1]
-            break
-    if our != "negative":
-        return []
-    kinds = {synonym.casefold() for synonym in SYNONYMS["negative"]}
-
-    def is_negative(name: str) -> bool:
-        stem = NUMBERED.sub(r"\1", name.casefold())
-        return name.casefold() in kinds or stem in kinds
-
-    return [name for name in there if is_negative(name)]
+        return [given] if given in there else []
+    kinds = {synonym.casefold(): place for place, synonym in enumerate(SYNONYMS[our])}
+    if our == "negative":
+        return [name for name in there if {low := name.casefold(), NUMBERED.sub(r"\1", low)} & set(kinds)]
+    known = [name for name in there if name.casefold() in kinds]
+    return sorted(known, key=lambda name: kinds[name.casefold()])[:1]
 
 
 def _cells(row: Row, names: Mapping[str, list[str]], must: Sequence[str]) -> tuple[dict[str, Any], str | None]:
@@ -245,7 +236,7 @@ def _cells(row: Row, names: Mapping[str, list[str]], must: Sequence[str]) -> tup
         if what is not None:
             return {}, what
     if must[0] == "anchor" and set(out["anchor"]) & {*out["positive"], *out["negative"]}:
-        return {}, "the anchor is one of its own positives or negatives"
+        return {}, SAME
     return out, None
 
 

@@ -46,8 +46,11 @@ def page(story: Mapping[str, Any]) -> str:
     told = {key: value for key, value in _clean(story).items() if value is not None}
     told = {**PARTS, **told}
     measure = told["measure"] or next((row["measure"] for table in told["tables"] for row in table["rows"]), "")
+    verdict = told["verdict"]
+    sentence = verdict["sentence"].removeprefix(f"{verdict['word']}: ")  # the word stands above it
     view = {
-        "tone": TONES.get(told["verdict"]["word"], "marginal"),
+        "sentence": sentence[:1].upper() + sentence[1:],
+        "tone": TONES.get(verdict["word"], "marginal"),
         "main": [(table, row) for table in told["tables"] for row in table["rows"] if row["measure"] == measure],
         "pictures": _pictures(told, measure),
         "widest": max(told["dims"], key=lambda d: d["dim"], default=None),
