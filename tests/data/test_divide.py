@@ -110,6 +110,12 @@ def test_another_seed_gives_another_division_and_large_groups_are_fair():
     assert assign_groups(np.zeros(10, int), [0.8, 0.2], 0).tolist() == [0] * 10, "fits nowhere: to the largest"
 
 
+def test_a_group_goes_where_it_fits():
+    groups = np.concatenate([np.repeat(np.arange(12), 7), 100 + np.arange(16)])
+    for seed in range(30):
+        assert np.bincount(assign_groups(groups, [0.8, 0.1, 0.1], seed)).tolist() == [80, 10, 10]
+
+
 @LIMITS
 @given(st.lists(WORDS, max_size=15), st.lists(WORDS, max_size=15), st.sampled_from([0.5, 0.8]))
 def test_leaks_are_those_of_brute_force(train, dev, threshold):
@@ -182,7 +188,7 @@ def test_leakage_is_an_error_unless_allowed(tmp_path):
     lines = texts(40)
     data = tmp_path / "a.csv"
     rows = [f"{i % 20},{text}" for i, text in enumerate(lines + [text + " end" for text in lines[:20]])]
-    rows += [f"30,{lines[0].upper()}", f",{texts(1, 9)[0]}"]
+    rows += [f"30,{lines[0].upper()}", *(f",{text}" for text in texts(2, 9))]
     data.write_text("topic,text\n" + "\n".join(rows) + "\n")
     plan = Plan(by="topic", parts=HALVES)
     good = split(data, tmp_path / "good", Plan(by="cluster", parts=HALVES))
@@ -202,7 +208,14 @@ def test_leakage_is_an_error_unless_allowed(tmp_path):
     topics = split(data, tmp_path / "topics", plan, allow_leaks=True)
     train, dev = parts_of(tmp_path / "topics", ("train", "dev"), "csv")
     assert not {row["topic"] for row in train if row["topic"]} & {row["topic"] for row in dev}
-    assert "1 rows without a value in 'topic'" in " ".join(topics.notes) and topics.groups == 22
+    assert "2 rows without a value in 'topic'" in " ".join(topics.notes) and topics.groups == 23
+
+
+def test_a_row_counts_as_what_is_worst_in_it(tmp_path):
+    a, b = texts(2)
+    rows = [{"anchor": a, "positive": b}, {"anchor": a + " end", "positive": b.upper()}]
+    done = split(rows, tmp_path / "out", Plan(by="document", parts=HALVES), allow_leaks=True)
+    assert (done.overlaps[0].rows, done.overlaps[0].exact, done.overlaps[0].near) == (1, 1, 0)
 
 
 def test_a_column_is_compared_as_texts_are(tmp_path):

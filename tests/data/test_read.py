@@ -184,7 +184,7 @@ def test_folder_says_what_it_leaves_out(tmp_path):
 def test_import_is_cheap():
     code = "import sys, embedtune.data.read, embedtune.data.check, embedtune.data.example; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "pyarrow", "rensa", "zstandard", "transformers"} & set(run.stdout.split())
+    assert not {"torch", "pyarrow", "zstandard", "transformers"} & set(run.stdout.split())
 
 
 MEMORY = """

@@ -52,7 +52,7 @@ class Clean:
     out: str
     # Overlap of 3-word shingles from which two texts are near; None leaves near repeats in.
     near: float | None = 0.8
-    # Leave out rows with an empty cell.
+    # Leave out rows with an empty cell, and pairs of a text with itself.
     drop_empty: bool = False
     # Which column is which: text=body, or anchor=question,positive=context.
     columns: str | None = None

@@ -109,11 +109,11 @@ def _row_groups(
     sets: Sets, owner: np.ndarray, rows: int, near: float | None, edges: Iterable[tuple[int, int]] = ()
 ) -> np.ndarray:
     """(rows,) group ids: rows joined by texts (`owner` has the row of each) that repeat each other, and by `edges`."""
-    first = np.full(len(sets), rows)  # the first row with each kind of text
     label = components(sets, near)
-    np.minimum.at(first, label, owner)
+    one = np.zeros(len(sets), np.int64)  # of the rows with each kind of text; any of them will do
+    one[label] = owner
     more = np.array(list(edges), np.int64).reshape(-1, 2)
-    return _joined(np.arange(rows), np.concatenate([np.stack([owner, first[label]], axis=1), more]))
+    return _joined(np.arange(rows), np.concatenate([np.stack([owner, one[label]], axis=1), more]))
 
 
 def _joined(groups: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -276,7 +276,7 @@ def meetings(anchors: np.ndarray, positives: np.ndarray, batch: int) -> tuple[fl
     sharing = a + p - ap  # with itself
     drawn = np.arange(b - 1)[:, None]
     values, many = np.unique(sharing, return_counts=True)
-    none = np.prod(np.maximum(n - values - drawn, 0) / (n - 1 - drawn), axis=0)
+    none = np.prod((n - values - drawn) / (n - 1 - drawn), axis=0)
     couples = float((sharing - 1).sum() / 2)
     return float((many * (1 - none)).sum() / n), couples / (n * (n - 1) / 2) * (b * (b - 1) / 2)
 

@@ -50,9 +50,12 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        return SentenceTransformer(
-            str(folder), trust_remote_code=False, local_files_only=True, config_kwargs=config_values or None
-        )
+        # Weights that a folder lacks (a pooler that nothing uses, say) are drawn: the same ones each time.
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return SentenceTransformer(
+                str(folder), trust_remote_code=False, local_files_only=True, config_kwargs=config_values or None
+            )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         message = f"cannot be opened as an embedding model: {load.first_line(error)}"
         raise UserError(message, where=str(folder)) from error

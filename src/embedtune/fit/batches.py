@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from embedtune.fit import order
+from embedtune.keyed import permutation
 
 WINDOW = 64  # batches among which a row may be moved to stand clear of its like
 
@@ -64,9 +65,10 @@ class DistinctOrder:
         return found
 
     def _natural(self, epoch: int, window: int) -> list[np.ndarray]:
-        first = epoch * self.steps + window * WINDOW
-        last = min(first + WINDOW, (epoch + 1) * self.steps)
-        return [order.batch_rows(step, self.batch, len(self.keys), self.seed)[1] for step in range(first, last)]
+        """The batches as `order.batch_rows` gives them, all of a window at once."""
+        size = len(self.keys)
+        places = np.arange(window * WINDOW * self.batch, min((window + 1) * WINDOW * self.batch, size))
+        return np.split(permutation(places, size, self.seed, epoch), range(self.batch, len(places), self.batch))
 
     def _arrange(self, epoch: int, window: int) -> None:
         """Each row goes to the first batch from its own on (around the window) that has room and none of its like."""

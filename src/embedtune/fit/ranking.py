@@ -108,8 +108,9 @@ def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
 
     def applied(embeddings: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         given = labels if labels is not None else torch.arange(len(embeddings[0]), device=embeddings[0].device)
-        found: Tensor = made([{"sentence_embedding": e} for e in embeddings], given)
-        return found
+        found = made([{"sentence_embedding": e} for e in embeddings], given)
+        # Some give their parts by name.
+        return torch.stack(list(found.values())).sum() if isinstance(found, dict) else found
 
     return applied
 

@@ -161,13 +161,18 @@ def _dev_data(
         counts = Counts()
         if folder := _dev_folder(recipe.dev):
             found = read_beir(*folder, bad_rows=recipe.bad_rows, counts=counts)
-            remarks += found.remarks
         else:
             dev_pairs = list(read_pairs(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
             found = from_pairs(dev_pairs, name_of(recipe.dev))
+            remarks += rows_lost(counts)
         _refuse_leaks(pairs, found, recipe, remarks)
     others = dict.fromkeys(text for pair in pairs for text in (pair.positive, *pair.negatives))
-    return pairs, bounded(found, recipe.dev_rows, recipe.dev_corpus, list(others), seed), counts
+    dev = bounded(found, recipe.dev_rows, recipe.dev_corpus, list(others), seed)
+    if len(dev.queries) < 2:
+        what = f"{len(dev.queries)} anchor to score on: an interval needs at least two"
+        raise UserError(what, where="--dev", fix="give more pairs to score on, or more --dev-rows")
+    remarks += dev.remarks
+    return pairs, dev, counts
 
 
 def _dev_folder(dev: Any) -> tuple[str, str | None] | None:

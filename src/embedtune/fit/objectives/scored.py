@@ -15,7 +15,8 @@ from torch import Tensor
 from embedtune import keyed
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import leaks, pair_groups
-from embedtune.data.pairs import Pair, ScoredPair, read_scored
+from embedtune.data.pair_check import scale_of
+from embedtune.data.pairs import ScoredPair, read_scored
 from embedtune.data.read import Counts
 from embedtune.encoder import load
 from embedtune.encoder.embedder import load_trainable
@@ -32,9 +33,9 @@ from embedtune.recipes import Scored
 
 RATE = 2e-5
 MEASURES = ["spearman", "pearson"]
-RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 10.0), (0.0, 100.0))
 TEXT = "text"  # both sides are of one kind: the model's default prompt, if it has one
 PSEUDO = 3  # what a key is for
+FEWEST_DEV = 3
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,10 @@ def _with_scores(pairs: list[ScoredPair], recipe: Scored, remarks: list[str]) ->
 
 
 def _range(pairs: Sequence[ScoredPair], low: float | None, high: float | None) -> tuple[float, float]:
-    """The scale of the scores: as the recipe says, else the smallest known one that holds them all."""
+    """The scale of the scores: as the recipe says, else the one that the doctor sees in them."""
     where = short_list(list(dict.fromkeys(pair.file for pair in pairs)))
     scores = np.array([pair.score for pair in pairs], float)
-    fitting = [(a, b) for a, b in RANGES if a <= scores.min() and scores.max() <= b]
-    guess = fitting[0] if fitting else (None, None)
+    guess = scale_of(scores) or (None, None)
     low = low if low is not None else guess[0]
     high = high if high is not None else guess[1]
     if low is None or high is None:
@@ -156,29 +156,42 @@ def _scaled(score: float, low: float, high: float) -> float:
 def _dev_pairs(
     pairs: list[ScoredPair], recipe: Scored, columns: dict[str, str], remarks: list[str]
 ) -> tuple[list[ScoredPair], list[ScoredPair], Counts | None]:
+    """The pairs to train on, those to score on, and the tally of the dev file where there is one."""
     if recipe.dev is None:
-        groups = pair_groups([Pair(p.sentence1, p.sentence2, (), p.file, p.number, None) for p in pairs])
+        groups = pair_groups(pairs)
         held = held_out(groups, min(recipe.dev_rows, len(pairs) // 10), recipe.loop.seed)
-        if held.sum() < 3:
-            fix = "give more and more varied pairs, or a file of its own to score on with --dev FILE"
-            what = f"too few of the {len(pairs):,} pairs can be held out for scoring: a tenth at most, in whole groups"
-            raise UserError(f"{what} that share a text, exactly or nearly", where="--dev", fix=fix)
         remarks.append(f"held out {held.sum():,} of {len(pairs):,} pairs, in whole groups that share a text")
-        return [p for p, h in zip(pairs, held) if not h], [p for p, h in zip(pairs, held) if h], None
-    counts = Counts()
-    dev = list(read_scored(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
-    if any(pair.score is None for pair in dev):
-        raise UserError("has pairs without a score: there is nothing to score on", where=name_of(recipe.dev))
+        train, dev, counts = [p for p, h in zip(pairs, held) if not h], [p for p, h in zip(pairs, held) if h], None
+    else:
+        train, counts = pairs, Counts()
+        dev = list(read_scored(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+        remarks += rows_lost(counts)
+        if any(pair.score is None for pair in dev):
+            raise UserError("has pairs without a score: there is nothing to score on", where=name_of(recipe.dev))
+        _refuse_leaks(pairs, dev, recipe, remarks)
+        if len(dev) > recipe.dev_rows:
+            remarks.append(f"scored on the first {recipe.dev_rows:,} of {len(dev):,} dev pairs (--dev-rows)")
+            dev = dev[: recipe.dev_rows]
+    if len(dev) < FEWEST_DEV:
+        fix = "give more and more varied pairs, or a file of its own to score on with --dev FILE"
+        what = f"{len(dev):,} pair(s) to score on, of {len(pairs):,}: a correlation needs {FEWEST_DEV}"
+        raise UserError(
+            f"{what}; a tenth at most is held out, in whole groups that share a text", where="--dev", fix=fix
+        )
+    return train, dev, counts
+
+
+def _refuse_leaks(pairs: list[ScoredPair], dev: list[ScoredPair], recipe: Scored, remarks: list[str]) -> None:
+    """Dev pairs that training has too, either way round, are an error."""
     train_sides, dev_sides = (["\n".join(sorted((p.sentence1, p.sentence2))) for p in side] for side in (pairs, dev))
     found = leaks(train_sides, dev_sides)
-    if found.exact or found.near:
-        what = f"{found.exact:,} of {len(dev):,} dev pairs stand in the training data too, {found.near:,} nearly"
-        if not recipe.allow_leaks:
-            raise UserError(what, where=name_of(recipe.dev), fix="leave them out; or --allow-leaks")
-        remarks.append(f"{what}: their scores flatter (--allow-leaks)")
-    if len(dev) > recipe.dev_rows:
-        remarks.append(f"scored on the first {recipe.dev_rows:,} of {len(dev):,} dev pairs (--dev-rows)")
-    return pairs, dev[: recipe.dev_rows], counts
+    if not found.exact and not found.near:
+        return
+    what = f"{found.exact:,} of {len(dev):,} dev pairs stand in the training data too, {found.near:,} nearly"
+    if not recipe.allow_leaks:
+        fix = "embedtune data split FILE --by cluster makes clean parts; --allow-leaks goes on all the same"
+        raise UserError(what, where=name_of(recipe.dev), details=list(found.examples), fix=fix)
+    remarks.append(f"{what}: their scores flatter (--allow-leaks)")
 
 
 def _loss(recipe: Scored, dimension: int, labels: Tensor) -> Callable[[Tensor, np.ndarray, np.ndarray], Tensor]:
