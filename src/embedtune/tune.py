@@ -254,6 +254,8 @@ def _average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, 
     if chosen in found:
         scores["tuned"] = found[chosen]
         scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
+    elif chosen == 0:
+        scores["tuned"], scores["difference"] = scores["baseline"], None
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:

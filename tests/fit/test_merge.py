@@ -1,5 +1,6 @@
 """Averaging in weight space: of two folders, and at the end of a run; what is said of it is true of what is saved."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from embedtune import Loop, UserError, files, finetune, plots
 from embedtune.average import average
 from embedtune.data.pairs import read_pairs, read_scored
 from embedtune.data.retrieval import from_pairs
+from embedtune.encoder.embedder import load_trainable
 from embedtune.encoder.encode import open_encoder
 from embedtune.fit import engine, merge
 from embedtune.fit.engine import Listener
@@ -78,17 +80,11 @@ def test_the_ends_are_the_models_bit_for_bit(tiny_model, moved, tmp_path, coeffi
 def test_between_them_every_weight_is_the_average(tiny_model, moved, tmp_path, kind, coefficient):
     base, tuned = tiny_model(kind), moved(kind)
     found = average([str(base), str(tuned)], tmp_path / "out", coefficient=coefficient)
-    one, two, both = weights(base), weights(tuned), weights(found.folder)
-    names = {
-        n: next(m for m in both if m.endswith(n) or n.endswith(m))
-        for n in one
-        if any(m.endswith(n) or n.endswith(m) for m in both)
-    }
-    assert len(names) > 20
-    for name, here in names.items():
-        torch.testing.assert_close(
-            both[here], (1 - coefficient) * one[name] + coefficient * two[name], atol=1e-6, rtol=1e-6
-        )
+    one, two, both = (merge.weights(load_trainable(folder).model) for folder in (base, tuned, found.folder))
+    assert len(one) >= 20 and any(not torch.equal(one[name], two[name]) for name in one)
+    for name in one:
+        expected = (1 - coefficient) * one[name] + coefficient * two[name]
+        torch.testing.assert_close(both[name], expected, atol=1e-6, rtol=1e-6)
     config = [json.loads((folder / "config.json").read_text()) for folder in (base, found.folder)]
     assert {k: v for k, v in config[0].items() if "dropout" in k} == {
         k: v for k, v in config[1].items() if "dropout" in k
@@ -116,7 +112,7 @@ def test_what_cannot_be_averaged(tiny_model, moved, tmp_path):
     refused([base, str(tiny_model("modernbert"))], says="weights differ in name or shape", coefficient=0.5)
     refused([str(tiny_model("distilbert")), tuned], says="cannot be averaged with the tuned model", coefficient=0.5)
     refused([base, "./nowhere"], says="is not a model folder", coefficient=0.5)
-    refused([base, tuned], says="is no measure", data=str(pairs), measure="nDGC@10")
+    refused([base, tuned], says="no measure is called 'nDGC@10'", data=str(pairs), measure="nDGC@10")
     refused([base, tuned], tmp_path, says="exists already", coefficient=0.5)
 
 
@@ -184,7 +180,7 @@ def test_the_choice(score, best):
 
     def at(coefficient):
         seen.append(coefficient)
-        assert float(model.weight[0]) == pytest.approx(3 + 4 * coefficient), "scored with its weights"
+        assert float(model.weight.detach()[0]) == pytest.approx(3 + 4 * coefficient), "scored with its weights"
         return score(coefficient)
 
     chosen, tried = merge.choose(
@@ -208,41 +204,42 @@ def recipe(task, model, lr, merge_="auto", measure="loss"):
     return Scored(train=SCORED, model=str(model), merge=merge_, loop=loop)
 
 
-@pytest.mark.parametrize("task", ["contrastive", "scored"])
-@pytest.mark.parametrize("kind, precision", [("minilm", "fp32"), ("bert", "bf16")])
-def test_a_run_averages_at_its_end(tiny_model, tmp_path, monkeypatch, task, kind, precision):
+@pytest.mark.parametrize("wanted", [0.25, 0.5, 1.0, 0.0])
+@pytest.mark.parametrize("task, kind, precision", [("contrastive", "minilm", "fp32"), ("scored", "bert", "bf16")])
+def test_a_run_averages_at_its_end(tiny_model, tmp_path, monkeypatch, task, kind, precision, wanted):
     """The coefficient is among those tried, the weights are really that average, the scores are those of the result."""
-    best = {}
-    monkeypatch.setattr(engine, "better", lambda measure, a, b: a < b if "averaging" in best else True)
-    inner = merge.choose
+    monkeypatch.setattr(engine, "better", lambda *scores: True)  # the last step is kept
+    tuned, inner = {}, merge.choose
 
     def choose(model, base, score, better, ends, grid=merge.GRID):
-        best["averaging"] = True
-        best["tuned"] = merge.weights(model)
-        return inner(model, base, score, lambda a, b: a < b, ends, grid)
+        tuned.update(merge.weights(model))
+
+        def scripted(coefficient):
+            score(coefficient)
+            return -abs(coefficient - wanted)
+
+        return inner(model, base, scripted, lambda a, b: a > b, (-abs(wanted), -abs(1 - wanted)), grid)
 
     monkeypatch.setattr(merge, "choose", choose)
-    loop = {"precision": precision}
-    made = recipe(task, tiny_model(kind), 3e-2)
-    made = type(made)(**{**vars(made), "loop": Loop(**{**vars(made.loop), **loop})})
+    made = recipe(task, tiny_model(kind), 3e-3)
+    made = dataclasses.replace(made, loop=dataclasses.replace(made.loop, precision=precision))
     notes = []
     finished = finetune(made, tmp_path / "out", listener=Listener(notes.append))
     scores = finished.scores
     found = scores["averaging"]
-    assert list(found["tried"]) == ["0", "0.25", "0.5", "0.75", "1"] and len(notes) > 3
-    assert found["tried"]["0"] == scores["baseline"]["dev_loss"] and found["tried"]["1"] == found["last"]["dev_loss"]
-    assert found["tried"][f"{found['coefficient']:g}"] == min(found["tried"].values()) == scores["tuned"]["dev_loss"]
-    base = merge.base_weights(tiny_model(kind), best["tuned"])
-    saved = weights(finished.folder)
-    names = {n: next(m for m in saved if n.endswith(m)) for n in base}
-    for name, here in names.items():
-        expected = torch.lerp(base[name], best["tuned"][name], found["coefficient"])
-        assert torch.equal(saved[here], expected), name
-    assert 0 < found["coefficient"] < 1, "so large a rate overshoots: what lies between is better"
-    assert scores["difference"] and scores["best_step"] > 0
-    line = f"{found['coefficient']:g} of the way from the base to the tuned weights was best on dev"
+    assert found["coefficient"] == wanted and list(found["tried"]) == ["0", "0.25", "0.5", "0.75", "1"]
+    base, saved = (merge.weights(load_trainable(f).model) for f in (tiny_model(kind), finished.folder))
+    for name in base:
+        assert torch.equal(saved[name], torch.lerp(base[name], tuned[name], wanted)), name
+    said = dict(
+        note.removeprefix("averaged ").split(" with the base: dev loss ") for note in notes if "averaged" in note
+    )
+    assert list(said) == ["0.25", "0.5", "0.75"] and len(set(said.values())) == 3, "each was measured, and differs"
+    expected = {"0": scores["baseline"]["dev_loss"], "1": found["last"]["dev_loss"], **said}[f"{wanted:g}"]
+    assert scores["tuned"]["dev_loss"] == pytest.approx(float(expected), abs=1e-4)
+    assert (scores["difference"] is None) == (wanted == 0)
+    line = f"{wanted:g} of the way from the base to the tuned weights was best on dev"
     assert line in (finished.folder / "README.md").read_text()
-    assert len([note for note in notes if note.startswith("averaged ")]) == 3
 
 
 def test_the_scores_of_the_average_are_measured_on_it(tiny_model, tmp_path, monkeypatch):

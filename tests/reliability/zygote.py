@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import faults  # noqa: E402
 import matplotlib.figure  # noqa: E402, F401
+import scipy.sparse.csgraph  # noqa: E402, F401
+import sentence_transformers.sentence_transformer.losses  # noqa: E402, F401
 import tokenizers.trainers  # noqa: E402, F401
 import torch  # noqa: E402
 import transformers.convert_slow_tokenizer  # noqa: E402, F401
@@ -31,7 +33,11 @@ import tyro  # noqa: E402, F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 import embedtune.cli  # noqa: E402
+import embedtune.fit.merge  # noqa: E402, F401
+import embedtune.fit.objectives.contrastive  # noqa: E402, F401
 import embedtune.fit.objectives.prepare  # noqa: E402, F401
+import embedtune.fit.objectives.scored  # noqa: E402, F401
+import embedtune.scoring  # noqa: E402, F401
 import embedtune.tune  # noqa: E402
 
 

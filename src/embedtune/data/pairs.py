@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embedtune.data.lines import Problem
+from embedtune.data.lines import SKIP, Problem
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
 from embedtune.data.retrieval import is_beir, read_beir
 from embedtune.errors import UserError, did_you_mean, short_list
@@ -77,7 +77,8 @@ class _Wrong:
         if not self.many:
             return
         details = [f"{what} ({n:,} of {rows:,} rows): {short_list(self.found[what])}" for what, n in self.many.items()]
-        raise UserError(f"{sum(self.many.values()):,} rows cannot be used", where=where, details=details, fix=DROP)
+        fix = DROP if any(what == SAME or what.endswith("is empty") for what in self.many) else SKIP
+        raise UserError(f"{sum(self.many.values()):,} rows cannot be used", where=where, details=details, fix=fix)
 
 
 def read_pairs(

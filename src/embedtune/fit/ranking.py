@@ -94,7 +94,9 @@ def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
 
     kinds = {n: kind for n, kind in vars(losses).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)}
     if name not in kinds:
-        what = f"there is no loss {name!r}{did_you_mean(name, [*kinds, *OURS])} in sentence-transformers"
+        alike = {known.casefold(): known for known in [*kinds, *OURS]}
+        near = f" (did you mean {alike[low]!r}?)" if (low := name.casefold()) in alike else did_you_mean(name, [*kinds])
+        what = f"there is no loss {name!r}{near} in sentence-transformers"
         raise UserError(what, where="--loss", fix="use the name of a class of sentence_transformers.losses")
     takes = inspect.signature(kinds[name]).parameters
     # The gradient cache is ours already; a second one inside a loss would only embed the vectors once more.

@@ -129,7 +129,8 @@ def _with_scores(pairs: list[ScoredPair], recipe: Scored, remarks: list[str]) ->
 
 def _range(pairs: Sequence[ScoredPair], low: float | None, high: float | None) -> tuple[float, float]:
     """The scale of the scores: as the recipe says, else the one that the doctor sees in them."""
-    where = short_list(list(dict.fromkeys(pair.file for pair in pairs)))
+    sources = list(dict.fromkeys(pair.file for pair in pairs))
+    where = short_list(sources)
     scores = np.array([pair.score for pair in pairs], float)
     guess = scale_of(scores) or (None, None)
     low = low if low is not None else guess[0]
@@ -137,7 +138,8 @@ def _range(pairs: Sequence[ScoredPair], low: float | None, high: float | None) -
     if low is None or high is None:
         what = f"scores run from {scores.min():g} to {scores.max():g}, on no scale that is known"
         raise UserError(what, where=where, fix="say the scale with --low and --high")
-    outside = [f"row {p.number:,}: {p.score:g}" for p in pairs if not low <= (p.score or 0.0) <= high]
+    beyond = sorted((p.file, p.number, p.score) for p in pairs if not low <= (p.score or 0.0) <= high)
+    outside = [f"{file + ', ' if len(sources) > 1 else ''}row {number:,}: {s:g}" for file, number, s in beyond]
     if outside:
         what = f"{len(outside):,} of {len(pairs):,} scores lie outside of {low:g} to {high:g}"
         fix = "mend them, or set --low and --high"
