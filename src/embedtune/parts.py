@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from embedtune import keyed
+from embedtune.data.check import check
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import assign_groups, pair_groups, text_groups
-from embedtune.data.pair_check import kind_of
+from embedtune.data.pair_check import check_pairs, kind_of
 from embedtune.data.pairs import Pair, ScoredPair, read_pairs, read_scored
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
@@ -57,7 +58,10 @@ def divide(recipe: Run, note: Callable[[str], None]) -> Parts:
     if kind == "scored pairs":
         fix = "embedtune fit scored FILE; embedtune judge BASE TUNED --data FILE"
         raise UserError("holds scored pairs, which `run` does not know yet", where=name_of(recipe.data), fix=fix)
-    return _of_pairs(recipe, columns) if kind == "pairs" else _of_text(recipe, columns, note)
+    found = _of_pairs(recipe, columns) if kind == "pairs" else _of_text(recipe, columns, note)
+    diagnosis = (check_pairs if kind == "pairs" else check)(recipe.data, columns=columns)
+    found.remarks.extend(f"the doctor says: {remark.what}" for remark in diagnosis.remarks)
+    return found
 
 
 def _of_pairs(recipe: Run, columns: dict[str, str]) -> Parts:

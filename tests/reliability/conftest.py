@@ -58,7 +58,7 @@ class Zygote:
         gone.set()
         if strike is not None:
             thread.join()
-        return Ended(status, log.read_text())
+        return Ended(status, log.read_text() if log.exists() else "")  # none where it was killed before it began
 
 
 @pytest.fixture(scope="session")

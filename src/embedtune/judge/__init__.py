@@ -1,1 +1,1 @@
-"""JUDGED: paired comparisons, and the model card."""
+"""JUDGED: retrieval, similarity, paired comparisons, drift, the report, the model card."""
