@@ -1,6 +1,7 @@
 """The commands for pairs: judge, fit contrastive and scored, data pairs and mine, refine merge; and all help."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def call(world, monkeypatch, capfd, tmp_path):
         plots, "loss_curve", lambda r, stem, title, unit: files.write_bytes(stem.with_suffix(".png"), b"")
     )
 
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
     # Finding 400 docstrings takes seconds.
     monkeypatch.setattr(drift, "docstrings", lambda limit: LINES[60:100])
 

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,11 +31,16 @@ NAMES = {kind: {f.name for f in dataclasses.fields(kind)} for kind in (Loop, Ran
 SAME = ("model.safetensors", "recipe.toml", "scores.json", "README.md", "tokenizer.json", "config.json")
 
 
+@cache
+def long_lines(count, seed):
+    lines = [words for line in corpus(12 * count, seed=seed).splitlines() if len(words := line.split()) > 8]
+    assert len(lines) > 2 * count
+    return lines
+
+
 def easy(count=60, negatives=0, seed=0):
     """Pairs that can be learned: the two halves of a line, whose words follow each other."""
-    lines = [line.split() for line in corpus(12 * count, seed=seed).splitlines()]
-    lines = [words for words in lines if len(words) > 8]
-    assert len(lines) > 2 * count
+    lines = long_lines(count, seed)
     rows = []
     for number, words in enumerate(lines[:count]):
         row = {"anchor": " ".join(words[: len(words) // 2]), "positive": " ".join(words[len(words) // 2 :])}
@@ -44,11 +50,12 @@ def easy(count=60, negatives=0, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def plain_plot(monkeypatch):
-    """Drawing is most of a tiny run's time; test_tune.py draws."""
+def quick(monkeypatch):
+    """Drawing and waiting for the disk are most of a tiny run's time; both have tests of their own."""
     monkeypatch.setattr(
         plots, "loss_curve", lambda r, stem, title, unit: files.write_bytes(stem.with_suffix(".png"), b"")
     )
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @dataclasses.dataclass
@@ -235,31 +242,24 @@ def stop(kind, number):
     return step
 
 
-RESUMED = {"train": easy(60, 2), "epochs": 3, "checkpoint_steps": 2, "merge": "auto", "measure": "loss"}
+def stop_averaging(text):
+    if text.startswith("averaged 0.5"):
+        raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("kind, number, lost", [("term", 5, 0), ("raise", 5, 1), ("raise", 1, None)])
-def test_a_stopped_run_ends_as_one_that_was_not(fit, kind, number, lost):
+RESUMED = {"train": easy(50, 2), "epochs": 3, "checkpoint_steps": 2, "merge": "auto", "measure": "loss"}
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(fit):
+    """By a signal, by an exception between two checkpoints and before the first, and while it averages."""
     whole = fit(out="whole", **RESUMED)
-    with pytest.raises(Interrupted if kind == "term" else KeyboardInterrupt):
-        fit(out="cut", step=stop(kind, number), **RESUMED)
-    resumed = fit(out="cut", resume=True, **RESUMED) if lost is not None else fit(out="cut", **RESUMED)
-    if lost is not None:
-        assert resumed.said(f"resumed at step {number - lost} of")
-    assert resumed.bits == whole.bits and resumed.log == whole.log
-
-
-def test_stopped_while_it_averages(fit):
-    whole = fit(out="whole", **RESUMED)
-
-    def note(text):
-        if text.startswith("averaged 0.5"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(out="cut", note=note, **RESUMED)
-    resumed = fit(out="cut", resume=True, **RESUMED)
-    assert resumed.bits == whole.bits and resumed.log == whole.log
+    for kind, number, resumed_at in (("term", 5, 5), ("raise", 5, 4), ("raise", 1, None), ("averaging", None, 9)):
+        how = {"note": stop_averaging} if kind == "averaging" else {"step": stop(kind, number)}
+        with pytest.raises(Interrupted if kind == "term" else KeyboardInterrupt):
+            fit(out=f"{kind}-{number}", **how, **RESUMED)
+        resumed = fit(out=f"{kind}-{number}", resume=resumed_at is not None, **RESUMED)
+        assert bool(resumed.said(f"resumed at step {resumed_at} of 9")) == (resumed_at is not None)
+        assert resumed.bits == whole.bits and resumed.log == whole.log, kind
 
 
 def test_what_changed_is_named_and_refused(fit, tiny_model):
@@ -471,8 +471,15 @@ def test_the_measure_that_chooses_is_any_dev_measure(fit, name):
     )
 
 
-@pytest.mark.parametrize("name", ["TripletLoss", "MegaBatchMarginLoss", "GlobalOrthogonalRegularizationLoss"])
-@pytest.mark.parametrize("dims", [(), (16, 8)])
+@pytest.mark.parametrize(
+    "name, dims",
+    [
+        ("TripletLoss", ()),
+        ("TripletLoss", (16, 8)),
+        ("MegaBatchMarginLoss", (16, 8)),
+        ("GlobalOrthogonalRegularizationLoss", ()),
+    ],
+)
 def test_stock_losses_by_name(fit, name, dims):
     """With the gradient cache, too: its numbers are those of one pass."""
     rows = easy(60, 0 if name == "MegaBatchMarginLoss" else 1)
@@ -480,7 +487,7 @@ def test_stock_losses_by_name(fit, name, dims):
     many = 1 if name != "MegaBatchMarginLoss" else 0
     logs = []
     for out, budget in (("cached", 60), ("whole", 100_000)):
-        ran = fit(out=out, train=rows, loss=name, dims=dims, epochs=2, max_tokens=budget, measure="loss")
+        ran = fit(out=out, train=rows, loss=name, dims=dims, epochs=1, max_tokens=budget, measure="loss")
         logs.append([record["loss"] for record in ran.log if "loss" in record])
         assert ran.said(f"{name} takes the {many} negative(s) that every row has; the others are not used")
         assert recipes.read_toml(ran.folder / "recipe.toml")["ranking"]["loss"] == name
@@ -522,12 +529,12 @@ def test_dot_products_have_another_scale_and_prefixes_are_cosines(fit):
 
 
 def test_bf16_runs_and_keeps_float32_masters(fit):
-    ran = fit("bert", precision="bf16", epochs=4, measure="loss", merge="auto")
+    ran = fit("bert", precision="bf16", epochs=3, measure="loss", merge="auto")
     losses = [record["loss"] for record in ran.log if "loss" in record]
-    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
     moved = weights(ran.folder)["encoder.layer.0.attention.self.query.weight"]
     assert moved.dtype == torch.float32 and not torch.equal(moved, moved.bfloat16().float())
-    assert ran.bits == fit("bert", out="again", precision="bf16", epochs=4, measure="loss", merge="auto").bits
+    assert ran.bits == fit("bert", out="again", precision="bf16", epochs=3, measure="loss", merge="auto").bits
 
 
 def test_texts_of_the_same_words_are_never_an_anchors_negatives():

@@ -5,8 +5,7 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,10 +31,16 @@ LOOP = {f.name for f in dataclasses.fields(Loop)}
 SAME = ("model.safetensors", "recipe.toml", "scores.json", "README.md", "tokenizer.json", "config.json")
 
 
-def graded(count=60, high=1.0, seed=0):
-    """Pairs whose score says how many words of the second text are of the first; no two texts are the same."""
+@cache
+def long_lines(count, seed):
     lines = list(dict.fromkeys(line for line in corpus(9 * count, seed=seed).splitlines() if len(line.split()) > 8))
     assert len(lines) >= 2 * count
+    return lines
+
+
+def graded(count=60, high=1.0, seed=0):
+    """Pairs whose score says how many words of the second text are of the first; no two texts are the same."""
+    lines = long_lines(count, seed)
     rows = []
     for number in range(count):
         one, other = lines[2 * number].split(), lines[2 * number + 1].split()
@@ -51,10 +56,12 @@ def without_scores(count=60, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def plain_plot(monkeypatch):
+def quick(monkeypatch):
+    """Drawing and waiting for the disk are most of a tiny run's time; both have tests of their own."""
     monkeypatch.setattr(
         plots, "loss_curve", lambda r, stem, title, unit: files.write_bytes(stem.with_suffix(".png"), b"")
     )
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @dataclasses.dataclass
@@ -103,7 +110,7 @@ def fit(tiny_model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("loss", ["CoSENTLoss", "AnglELoss", "CosineSimilarityLoss"])
 def test_the_loss_falls_on_32_easy_pairs_and_similarities_follow_the_scores(fit, loss):
-    ran = fit(train=graded(36), dev=graded(20, seed=3), loss=loss, epochs=12, lr=3e-3, warmup=0.1)
+    ran = fit(train=graded(36), dev=graded(20, seed=3), loss=loss, epochs=9, lr=3e-3, warmup=0.1)
     assert np.mean(ran.losses[-4:]) < 0.8 * np.mean(ran.losses[:4])
     assert ran.scores["tuned"]["dev_spearman"] > ran.scores["baseline"]["dev_spearman"] and ran.scores["best_step"] > 0
     assert ran.scores["difference"]["items"] == 20 and ran.scores["compared"] == "dev_spearman"
@@ -150,37 +157,21 @@ def test_loss_and_gradients_are_those_of_sentence_transformers(fit, tiny_model, 
     assert compared > 20
 
 
-ENCODE = """
-import json, sys, numpy as np, torch
-torch.set_num_threads(1)
-from sentence_transformers import SentenceTransformer
-for folder, texts, out in json.load(sys.stdin):
-    np.save(out, SentenceTransformer(folder, device="cpu").encode(texts))
-"""
-
-
-def test_stock_code_opens_every_folder_and_gives_the_scores_that_are_told(fit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["minilm", "bert", "modernbert", "roberta", "mpnet"])
+def test_stock_code_opens_the_folder_and_gives_the_scores_that_are_told(fit, monkeypatch, kind):
     monkeypatch.setattr(engine, "better", lambda *scores: True)  # the last step is kept
-    dev, jobs, runs = graded(12, seed=3), [], []
-    for kind in ("minilm", "bert", "modernbert", "roberta", "mpnet"):
-        runs.append(fit(kind, kind, dev=dev, max_length=20 if kind == "minilm" else None))
-        texts = [row[name] for name in ("sentence1", "sentence2") for row in dev]
-        jobs.append((str(runs[-1].folder), texts, str(tmp_path / f"{kind}.npy")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-c", ENCODE], input=json.dumps(jobs), text=True, env=environment,
-                          capture_output=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    gold = np.array([row["score"] for row in dev])
-    for ran, (_, _, out) in zip(runs, jobs):
-        vectors = np.load(out, allow_pickle=False).astype(float)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        cosines = (vectors[:12] * vectors[12:]).sum(1)
-        told = ran.scores["tuned"]
-        assert told["dev_spearman"] == pytest.approx(spearmanr(gold, cosines).statistic, abs=1e-6)
-        assert told["dev_pearson"] == pytest.approx(pearsonr(gold, cosines).statistic, abs=1e-5)
-        assert told["dev_loss"] == pytest.approx(np.mean((gold - cosines) ** 2), abs=1e-5)
-        report = judge_similarity(open_encoder(str(ran.folder)), read_scored(dev), "dev")[0]
-        assert report.summary["spearman"] == pytest.approx(told["dev_spearman"], abs=1e-6)
+    dev = graded(12, seed=3)
+    ran = fit(kind, dev=dev, max_length=20 if kind == "minilm" else None)
+    model = SentenceTransformer(str(ran.folder), device="cpu", model_kwargs={"attn_implementation": "eager"})
+    vectors = model.encode([row[name] for name in ("sentence1", "sentence2") for row in dev]).astype(float)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines, gold = (vectors[:12] * vectors[12:]).sum(1), np.array([row["score"] for row in dev])
+    told = ran.scores["tuned"]
+    assert told["dev_spearman"] == pytest.approx(spearmanr(gold, cosines).statistic, abs=1e-6)
+    assert told["dev_pearson"] == pytest.approx(pearsonr(gold, cosines).statistic, abs=1e-5)
+    assert told["dev_loss"] == pytest.approx(np.mean((gold - cosines) ** 2), abs=1e-5)
+    report = judge_similarity(open_encoder(str(ran.folder)), read_scored(dev), "dev")[0]
+    assert report.summary["spearman"] == pytest.approx(told["dev_spearman"], abs=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, {"merge": "auto", "loss": "AnglELoss", "dims": (32, 8)}])
@@ -368,7 +359,7 @@ def test_the_models_own_prompt_stands_before_both_sides(fit, tiny_model, tmp_pat
 
 
 def test_bf16_runs_and_keeps_float32_masters(fit):
-    ran = fit("bert", precision="bf16", epochs=6, merge="auto", dev=graded(20, seed=3))
+    ran = fit("bert", precision="bf16", epochs=4, merge="auto", dev=graded(20, seed=3))
     assert np.mean(ran.losses[-4:]) < np.mean(ran.losses[:4])
     moved = load_file(ran.folder / "model.safetensors")["encoder.layer.0.attention.self.query.weight"]
     assert moved.dtype == torch.float32 and not torch.equal(moved, moved.bfloat16().float())

@@ -25,6 +25,7 @@ from embedtune.fit.dropout import KeyedNoise
 from embedtune.fit.engine import Step
 
 SCORE_TOKENS = 8192  # a forward pass when scoring
+CACHED_SHARE = 4  # micro-batches of the gradient cache hold this share of the token budget
 NONE = -1  # a row that has fewer negatives than others
 
 
@@ -46,7 +47,7 @@ class EmbeddingObjective:
     config_values: dict[str, Any] = field(default_factory=dict)
     head: list[str] = field(default_factory=list)
     head_steps: int = 0
-    most_tokens: int | None = 4096  # the gradient cache pays for a small budget with a second forward pass only
+    most_tokens: int | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +76,10 @@ class EmbeddingObjective:
         rank, count = ranks.world()
         mine = texts[rank::count]
         self.model.train()
-        parts = [mine[a:b] for a, b in self._parts(mine, max_tokens)] if len(mine) else []
+        parts = [mine[a:b] for a, b in self._parts(mine, max_tokens)]
+        if len(parts) > 1:
+            # A second forward pass has to be paid anyway: micro-batches may as well be small, and memory with them.
+            parts = [mine[a:b] for a, b in self._parts(mine, max_tokens // CACHED_SHARE)]
         kept: Tensor | None = None
         if len(parts) == 1:
             kept = self._embed(parts[0], step)
