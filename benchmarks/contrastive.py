@@ -215,6 +215,8 @@ def main() -> None:
                 f"({rates[0]:.2f} to {rates[-1]:.2f}), {memory:,.0f} MB; embedtune is {median(ratios):.2f} times "
                 f"as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             )
+    if not args.memory and args.batch != 64:
+        return
     small, large = (measure("embedtune", batch, 4, args)["peak_mb"] for batch in (32, 512))
     print(f"memory: batch 32 {small:,.0f} MB, batch 512 (cached) {large:,.0f} MB: {large / small:.2f} times")
 

@@ -78,7 +78,9 @@ def scifact(args: argparse.Namespace) -> None:
     mined = work / f"scifact-mined-{args.negatives}.jsonl"
     if not mined.exists():
         pairs, corpus = list(read_pairs(folder, split="train")), read_beir(folder, "train").corpus
-        write_mined(mined, mine(pairs, corpus, open_encoder(BASE), Mining(negatives=args.negatives), note=print))
+        write_mined(
+            mined, mine(pairs, corpus, open_encoder(BASE), Mining(negatives=args.negatives, pool=20), note=print)
+        )
     data = read_beir(folder, "dev")
     models = []
     for seed in args.seeds:

@@ -19,6 +19,7 @@ from embedtune.recipes import MLM, Contrastive, Ranking, Run
 MAIN = "nDCG@10"
 MEASURES = ("nDCG@10", "MRR@10", "recall@10", "recall@100", "precision@10", "MAP", "accuracy@1")
 EXAMPLES = 5
+POOL = 20  # negatives are drawn from so many hard ones: the very hardest are too often right answers nobody marked
 DIMS = (32, 64, 128, 256, 384, 512, 768, 1024)
 
 
@@ -143,7 +144,13 @@ def _with_negatives(recipe: Run, found: Any, model: str, home: Path, listener: A
     path = home / "data" / "mined.jsonl"
     if not path.is_file():
         pairs = list(read_pairs(found.train))
-        how = Mining(negatives=recipe.negatives, other_groups=not found.real or bool(found.text))
+        pool = max(POOL, recipe.negatives)
+        how = Mining(
+            negatives=recipe.negatives,
+            pool=pool,
+            seed=recipe.loop.seed,
+            other_groups=not found.real or bool(found.text),
+        )
         mined = mine(pairs, None, open_encoder(model), how, scratch=home, note=listener.note)
         write_mined(path, mined)
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -277,3 +277,25 @@ def test_the_same_negatives_as_sentence_transformers(tiny_model, ours, theirs, s
     got = {(row["anchor"], row["positive"], *negatives(row)) for row in mined.rows()}
     assert got == expected
     assert got and bool(mined.refused[ABOVE]) == ("relative_margin" in theirs or "absolute_margin" in theirs)
+
+
+def test_negatives_may_be_drawn_from_the_hardest():
+    """A draw by key: from the pool only, another with another seed, the pool of the size asked for is all of it."""
+    draw = np.random.default_rng(0)
+    corpus = [f"c{n}" for n in range(40)]
+    given = {name: draw.normal(size=4) for name in ("q", "p", *corpus)}
+    given["p"] = given["q"]
+    pairs, encoder = [pair("q", "p")], Fake(given=given)
+
+    def chosen(**how):
+        mined = mine(pairs, corpus, encoder, Mining(depth=40, margin=None, **how))
+        return [mined.texts[i] for i in mined.chosen[0, : mined.found[0]]]
+
+    hardest = chosen(negatives=12)
+    drawn = [chosen(negatives=4, pool=12, seed=seed) for seed in range(20)]
+    assert all(set(found) <= set(hardest) and found == sorted(found, key=hardest.index) for found in drawn)
+    assert drawn[0] == chosen(negatives=4, pool=12, seed=0) and len({tuple(found) for found in drawn}) > 10
+    assert set().union(*drawn) == set(hardest), "every one of the pool is drawn at some time"
+    assert chosen(negatives=12, pool=12) == hardest
+    with pytest.raises(UserError, match="--pool"):
+        chosen(negatives=4, pool=3)

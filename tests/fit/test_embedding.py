@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import two_ranks
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 
@@ -53,17 +54,19 @@ def objective(tiny_model, tmp_path):
         noise = KeyedNoise(0)
         key_dropout(opened.model, noise)
         chosen = replace(Ranking(scale=20.0, similarity="cosine"), **options)
-        loss = MaskedRanking(chosen, table, guide)
+        loss = MaskedRanking(chosen, table, guide, texts.same(ANCHOR, DOCUMENT))
         if chosen.loss != ranking.MULTIPLE:
             stock = ranking.stock_loss(chosen.loss, 32, {"scale": chosen.scale})
 
             def loss(vectors, place, numbers):
                 return stock([vectors[torch.from_numpy(column)] for column in place.T], None)
 
-        return EmbeddingObjective(
+        made = EmbeddingObjective(
             opened.model, tokens, table, loss, lambda step: (0, np.arange(len(table))), noise, [],
             "a test asks for it" if padded else opened.padded, texts.prompt_lengths(opened, prompt),
         )  # fmt: skip
+        made.names = [text for _, text in texts.numbers]
+        return made
 
     return make
 
@@ -124,7 +127,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n != "mega"])
+@pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("budget", [100_000, 40], ids=["one pass", "cached"])
 def test_loss_and_gradients_are_those_of_sentence_transformers_on_padded_rows(objective, tiny_model, name, budget):
     negatives, options, make_loss = LOSSES[name]
@@ -200,26 +203,53 @@ def test_rows_may_have_different_numbers_of_negatives(objective):
     assert step(made)[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_other_positives_of_an_anchor_are_no_negatives(objective):
-    a, p, q, b, r = TEXTS[:5]
-    both = [[a, p], [a, q], [b, r]]
-    made = objective(both)
-    masked = made.loss._masked(made.columns[:, 0], np.unique(made.columns[:, 1]), np.arange(3))
-    assert masked.tolist() == [[False, True, False], [True, False, False], [False, False, False]]
-    # The anchor's negatives are then those of the third row alone, as in batches of two rows.
-    one, two = (step(objective([[a, x], [b, r]]))[0] for x in (p, q))
-    third = step(objective(both))[0]
-    assert third < (one + two) / 2 + step(objective([[b, r], [a, p], [a, q]][:3]))[0]
+def plain(made, no_negatives):
+    """The loss by the definition: each row's positive among all documents of the batch but its `no_negatives`."""
+    made.model.eval()
+    vectors = made.vectors(np.arange(len(made.tokens))).astype(np.float64)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    documents = {n for row in made.columns[:, 1:].tolist() for n in row if n != NONE}
+    total = 0.0
+    for anchor, positive, *_ in made.columns.tolist():
+        apart = no_negatives.get(made.names[anchor], ())
+        there = [d for d in documents if d == positive or made.names[d] not in apart]
+        scores = {d: 20 * vectors[anchor] @ vectors[d] for d in there}
+        total += np.log(sum(map(np.exp, scores.values()))) - scores[positive]
+    return total / len(made.columns)
 
 
-def test_a_mined_negative_that_is_a_positive_elsewhere_is_masked_for_that_anchor_only(objective):
-    a, p, q, b, r = TEXTS[:5]
-    made = objective([[a, p, r], [a, q], [b, r, p]])
-    candidates = np.unique(made.columns[:, 1:][made.columns[:, 1:] != NONE])
-    own = np.searchsorted(candidates, made.columns[:, 1])
-    masked = made.loss._masked(made.columns[:, 0], candidates, own)
-    names = {number: text for (_, text), number in []}
-    assert not names and masked.sum() == 2  # p and q for the other row of `a`; r is a's negative, p is b's
+a, p, q, b, r, c, t = TEXTS[:7]
+BATCHES = {
+    "two positives": ([[a, p], [a, q], [b, r]], {a: {p, q}}),
+    "three positives": ([[a, p], [a, q], [a, r], [b, t]], {a: {p, q, r}}),
+    "a negative that is another anchor's positive": ([[a, p, r], [a, q], [b, r, p]], {a: {p, q}}),
+    "a negative that is the anchor's other positive": ([[a, p, q], [a, q], [b, r]], {a: {p, q}}),
+    "an anchor that is a positive": ([[a, p], [p, q], [b, r]], {p: {p}}),
+    "an anchor that is a negative": ([[a, p, b], [b, r], [c, t]], {b: {b}}),
+    "nothing to mask": ([[a, p, t], [b, r, t], [c, q]], {}),
+    "one positive of two anchors": ([[a, p], [b, p], [c, q]], {}),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("budget", [100_000, 30], ids=["one pass", "cached"])
+def test_what_is_no_negative(objective, name, budget):
+    """Other positives of an anchor, and its own text, for that anchor only; all else is one. Each text counts once."""
+    rows, no_negatives = BATCHES[name]
+    made = objective(rows)
+    found = step(made, budget)[0]
+    assert found == pytest.approx(plain(made, no_negatives), abs=1e-5)
+    if no_negatives:
+        assert found < plain(made, {}) - 1e-3, "the mask matters here"
+
+
+def test_a_masked_text_gets_no_gradient_from_that_anchor():
+    """In two rows of one anchor nothing is a negative: the loss is 0, and so is its gradient."""
+    table = np.array([[0, 1], [0, 2]])
+    vectors = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = MaskedRanking(Ranking(scale=20.0, similarity="cosine"), table, None)(vectors, table, np.arange(2))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6) and float(vectors.grad.abs().max()) < 1e-6
 
 
 def test_the_guide_masks_what_it_finds_nearer_than_the_positive(objective, tiny_model):
@@ -241,33 +271,67 @@ def test_the_guide_masks_what_it_finds_nearer_than_the_positive(objective, tiny_
     assert ours < step(objective(rows))[0]
 
 
+KNOWN = [name for name in vars(losses) if name.endswith("Loss")]
+FOR_PAIRS = {"MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss", "MegaBatchMarginLoss",
+             "GlobalOrthogonalRegularizationLoss"}  # fmt: skip
+FOR_TRIPLETS = FOR_PAIRS - {"MegaBatchMarginLoss"} | {"TripletLoss"}
+FOR_SCORES = {"CoSENTLoss", "AnglELoss", "CosineSimilarityLoss", "ContrastiveLoss", "OnlineContrastiveLoss",
+              "ContrastiveTensionLoss"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_loss_is_taken_for_what_it_is_or_refused(name):
+    """By trying it. Those with weights or a model of their own cannot be made, and are ours or nobody's."""
+    for columns, scored, taken in ((2, False, FOR_PAIRS), (3, False, FOR_TRIPLETS), (2, True, FOR_SCORES)):
+        try:
+            ranking.check_loss(ranking.stock_loss(name, 8, {"scale": 20.0}), name, 8, columns, scored)
+            assert name in taken
+        except UserError as error:
+            assert name not in taken and error.where == "--loss" and name in str(error)
+
+
 @pytest.mark.parametrize(
-    "name, word",
-    [("TripletLos", "TripletLoss"), ("SoftmaxLoss", "cannot be made"), ("nonsense", "no loss"), ("MSELoss", "")],
+    "name, says",
+    [
+        ("TripletLos", "did you mean 'TripletLoss'?"),
+        ("cosentloss", "did you mean 'CoSENTLoss'?"),
+        ("nonsense", "there is no loss 'nonsense' in sentence-transformers"),
+        ("SoftmaxLoss", "SoftmaxLoss cannot be made from a model alone"),
+        ("losses", "there is no loss"),
+    ],
 )
-def test_losses_by_name(name, word):
-    if name == "MSELoss":
-        assert callable(ranking.stock_loss(name, 8, {}))
-        return
-    with pytest.raises(UserError, match=word):
+def test_losses_that_are_none(name, says):
+    with pytest.raises(UserError) as caught:
         ranking.stock_loss(name, 8, {})
+    assert says in str(caught.value)
+
+
+def test_a_loss_with_weights_of_its_own_is_refused(monkeypatch):
+    class WithWeights(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.classifier = torch.nn.Linear(8, 2)
+
+    monkeypatch.setattr(losses, "WithWeights", WithWeights, raising=False)
+    with pytest.raises(UserError, match="WithWeights has weights of its own, which no model folder could hold"):
+        ranking.stock_loss("WithWeights", 8, {})
 
 
 def test_two_ranks_are_one_with_the_union(tiny_model, tmp_path):
     """Two processes with gathered vectors leave the same loss and gradients as one, dropout and cache included."""
-    script = Path(__file__).with_name("two_ranks.py")
+    two_ranks.main(str(tiny_model("minilm")), str(tmp_path), 0, 1)
+    script = Path(two_ranks.__file__)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    for world in (1, 2):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(tiny_model("minilm")), str(tmp_path), str(rank), str(world)],
-                env=environment, stderr=subprocess.PIPE,
-            )
-            for rank in range(world)
-        ]  # fmt: skip
-        for process in processes:
-            error = process.communicate(timeout=300)[1]
-            assert process.returncode == 0, error.decode()[-2000:]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tiny_model("minilm")), str(tmp_path), str(rank), "2"],
+            env=environment, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, error.decode()[-2000:]
     one = np.load(tmp_path / "1-0.npz", allow_pickle=False)
     for rank in range(2):
         two = np.load(tmp_path / f"2-{rank}.npz", allow_pickle=False)

@@ -197,7 +197,7 @@ def test_the_choice(score, best):
     assert chosen == best
 
 
-LOOP = {"batch": 16, "max_tokens": 256, "precision": "fp32", "eval_steps": 2, "epochs": 2}
+LOOP = {"batch": 16, "max_tokens": 1024, "precision": "fp32", "eval_steps": 2, "epochs": 2}
 
 
 def recipe(task, model, lr, merge_="auto", measure="loss"):

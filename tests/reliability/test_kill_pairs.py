@@ -12,7 +12,7 @@ from conftest import corpus
 from reliability.conftest import assert_clean, at_line, place, result
 
 SHARED = (
-    "--model model --epochs 2 --batch 16 --checkpoint-steps 3 --eval-steps 4 --log-steps 1 --max-tokens 256 --seed 3"
+    "--model model --epochs 2 --batch 16 --checkpoint-steps 3 --eval-steps 4 --log-steps 1 --max-tokens 512 --seed 3"
 )
 RUNS = {
     # Gradient cache, keyed dropout, negatives, a guide, prefixes, averaging: everything that could keep a state.

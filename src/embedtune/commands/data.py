@@ -146,6 +146,10 @@ class Mine:
     second: str | None = None
     # Negatives for each anchor.
     negatives: int = 5
+    # Negatives are drawn from the so many hardest that are not refused; None takes the hardest themselves.
+    pool: int | None = 20
+    # Seed of the draw.
+    seed: int = 0
     # The nearest so many are passed over.
     skip: int = 0
     # None is taken from beyond this rank.
@@ -256,7 +260,8 @@ def mine(command: Mine, talk: Talk) -> Output:
     found = list(
         read_pairs(command.data, columns=parse_columns(command.columns), bad_rows=command.bad_rows, counts=read)
     )
-    how = Mining(negatives=command.negatives, skip=command.skip, depth=command.depth, margin=command.margin,
+    how = Mining(negatives=command.negatives, pool=command.pool, seed=command.seed, skip=command.skip,
+                 depth=command.depth, margin=command.margin,
                  absolute=command.absolute, other_groups=command.other_groups,
                  allow_fewer=command.allow_fewer)  # fmt: skip
     encoder = open_encoder(command.model, note=talk.note)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedtune import files, nearest
+from embedtune import files, keyed, nearest
 from embedtune.data.clean import text_hash
 from embedtune.data.pairs import Pair
 from embedtune.enrich.write import write_rows
@@ -43,6 +43,8 @@ class Mining:
     negatives: int = 5  # for each anchor
     skip: int = 0  # the nearest so many are passed over, known positives not counted
     depth: int = 100  # and none is taken from beyond this rank
+    pool: int | None = None  # drawn from the so many hardest that are not refused; None takes the hardest themselves
+    seed: int = 0  # of the draw
     margin: float | None = 0.95  # refused above this share of the positive's score: likely an unlabelled positive
     absolute: float | None = None  # refused above the positive's score less this
     other_groups: bool = False  # never from the positives of pairs of the anchor's own group (of one document, say)
@@ -146,6 +148,10 @@ def _check(how: Mining) -> None:
     problems = []
     if how.negatives < 1:
         problems.append(f"--negatives: must be 1 or more, not {how.negatives}")
+    if how.pool is not None and how.pool < how.negatives:
+        problems.append(
+            f"--pool: must be at least the {how.negatives} negatives that are drawn from it, not {how.pool}"
+        )
     if how.skip < 0:
         problems.append(f"--skip: must be 0 or more, not {how.skip}")
     if how.depth < how.skip + how.negatives:
@@ -252,7 +258,7 @@ def _mine_block(block: np.ndarray, work: _Work, models: list[tuple[Encoder, np.n
         if len(models) > 1:
             doubted[good] = _scores(vectors[1][row], models[1][1][index[row][good]]) > limits[1][row]
             good &= ~doubted
-        taken = np.flatnonzero(good)[: how.negatives]
+        taken = _drawn(np.flatnonzero(good), text_hash(work.anchors[at]), how)
         mined.chosen[at, : len(taken)] = index[row][taken]
         mined.scores[at, : len(taken)] = scores[row][taken]
         mined.found[at] = len(taken)
@@ -260,6 +266,14 @@ def _mine_block(block: np.ndarray, work: _Work, models: list[tuple[Encoder, np.n
         end = taken[-1] if len(taken) == how.negatives else len(good)
         for reason, which in ((KNOWN, known & (rank < how.depth)), (ABOVE, above), (SECOND, doubted)):
             mined.refused[reason] += int(which[:end].sum())
+
+
+def _drawn(good: np.ndarray, anchor: int, how: Mining) -> np.ndarray:
+    """The negatives among the good candidates (hardest first): the first ones, or a draw from the first `pool`."""
+    if how.pool is None:
+        return good[: how.negatives]
+    pool = good[: max(how.pool, how.negatives)]
+    return np.sort(pool[np.argsort(keyed.key(how.seed, anchor, np.arange(len(pool))), kind="stable")[: how.negatives]])
 
 
 def _scores(anchor: np.ndarray, vectors: np.ndarray) -> np.ndarray:

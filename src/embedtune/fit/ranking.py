@@ -120,19 +120,22 @@ def stock_loss(name: str, dimension: int, options: dict[str, Any]) -> Loss:
 def check_loss(loss: Loss, name: str, dimension: int, columns: int, scored: bool) -> None:
     """Try a loss on vectors that mean nothing: a UserError where it does not take such rows, or reads no scores.
 
-    Only this tells whether a loss reads scores: all of sentence-transformers' are called with some.
+    Only this tells whether a loss reads scores, and all texts: sentence-transformers calls each of them alike.
     """
     vectors = torch.randn(columns, 6, dimension, generator=torch.Generator().manual_seed(0)).requires_grad_()
     rows = f"{columns} texts{' and a score' if scored else ''}"
-    found = []
+    fix = f"a loss for {'scores, such as CoSENTLoss' if scored else 'pairs; some need negatives, and so many of them'}"
+    found, reached = [], torch.zeros(columns, dtype=torch.bool)
     for labels in ([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]):
         try:
-            found.append(float(loss(list(vectors), torch.tensor(labels)).detach()))
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError) as error:
-            what = f"{name} does not take rows of {rows}: {(str(error).splitlines() or [''])[0][:200]}"
-            fix = "some losses need negatives, and a fixed number of them" if not scored else "--loss CoSENTLoss"
+            value = loss(list(vectors), torch.tensor(labels))
+            reached |= torch.autograd.grad(value, vectors)[0].flatten(1).any(1)
+        except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            what = f"{name} does not take rows of {rows}: {(str(error).splitlines() or [''])[0][:200]}".rstrip(": ")
             raise UserError(what, where="--loss", fix=fix) from error
+        found.append(float(value.detach()))
     if scored != (found[0] != found[1]):
         reads = "does not read scores" if scored else "learns from scores or labels, which pairs do not have"
-        fix = f"`embedtune fit {'contrastive' if scored else 'scored'}` is for it, or another --loss"
         raise UserError(f"{name} {reads}", where="--loss", fix=fix)
+    if not reached.all():
+        raise UserError(f"{name} does not look at all of {rows}", where="--loss", fix=fix)
