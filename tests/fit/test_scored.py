@@ -124,6 +124,7 @@ STOCK = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:ContrastiveLoss expects binary labels")
 @pytest.mark.parametrize("dims", [(), (32, 16)])
 @pytest.mark.parametrize("loss", STOCK)
 @pytest.mark.parametrize("budget", [100_000, 60], ids=["one pass", "cached"])
