@@ -208,7 +208,7 @@ CORPORA = {"scifact": _scifact_text, "medquad": _medquad_text, "docstrings": _do
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("scifact", "medquad", "text"))
+    parser.add_argument("what", choices=("scifact", "medquad", "text"), nargs="?", default="scifact")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/work"))
     parser.add_argument("--name", default="run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
