@@ -268,6 +268,7 @@ def test_rows_left_out_when_judging_are_said(call, tmp_path):
         (["data", "pairs", "text.txt", "--out", "pairs.jsonl"], "exists already"),
         (["data", "pairs", "text.txt", "--out", "new", "--generators", "corp"], "crop"),
         (["data", "pairs", "text.txt", "--out", "new", "--generators", "questions"], "need an address and a model"),
+        (["data", "pairs", "text.txt", "--out", "new", "--generators", "crop", "questions"], "are made alone"),
         (["fit", "contrastive"], "no training data is named"),
         (["fit", "contrastive", "pairs.jsonl", "--model", "base", "--dims", "64"], "more than the model's 32"),
         (["fit", "contrastive", "pairs.jsonl", "--model", "base", "--loss", "tripletloss"], "'TripletLoss'?"),
@@ -369,9 +370,14 @@ def test_mined_negatives_are_near_and_no_positives(call, tmp_path):
         assert all(scores[1:] <= scores[0] - 0.05 * abs(scores[0]) + 1e-5)
     call("data", "mine", "pairs.jsonl", "--out", "mined.jsonl", "--model", "base", code=2)
     call("data", "mine", "beir", "--out", "more.jsonl", "--model", "base", code=2)  # it has no train.tsv
-    out, _ = call("data", "mine", "pairs.jsonl", "--corpus", "beir", "--out", "more.jsonl", "--model", "base", code=2)
-    out, _ = call("data", "mine", "pairs.jsonl", "--corpus", "text.txt", "--out", "more.jsonl", "--model", "base")
-    assert "40 rows with up to 5 negatives" in out
+    out, _ = call("data", "mine", "pairs.jsonl", "--corpus", "beir", "--out", "more.jsonl", "--model", "base")
+    assert "40 rows with up to 5 negatives, out of 120 texts" in out and "took the column 'question' as 'anchor'" in out
+    holes = [*PAIRS[:40], {"question": "", "answer": "x"}]
+    jsonl(tmp_path / "holes.jsonl", holes)
+    (tmp_path / "more.txt").write_bytes(corpus(30).encode() + b"\xff\xfe\n")
+    out, _ = call("data", "mine", "holes.jsonl", "--corpus", "more.txt", "--out", "more.jsonl", "--model", "base",
+                  "--bad-rows", "skip", "--force")  # fmt: skip
+    assert "1 rows left out: column 'question' is empty" in out and "1 rows left out: not UTF-8" in out
     call("fit", "contrastive", "mined.jsonl", "--model", "base", "--out", "tuned", *TRAIN)
 
 

@@ -39,7 +39,7 @@ def runnable(page: Path) -> list[re.Match]:
 def tiny(tmp_path_factory):
     """(lines of text, tiny model folder)."""
     folder = tmp_path_factory.mktemp("tiny")
-    lines = list(docstrings(600))
+    lines = list(docstrings(1200))
     config = '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,'
     (folder / "config.json").write_text(config + '"intermediate_size": 64, "max_position_embeddings": 64}')
     scratch.make(str(folder / "config.json"), [text for text in lines if text], 400, 0, folder / "model")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from conftest import corpus
 from embedtune import Loop, UserError, files, finetune, limits, plots, recipes, tune
@@ -278,6 +279,18 @@ def test_what_changed_is_named_and_refused(fit, tiny_model):
             fit(**{"out": "cut", "resume": True, **RESUMED, **changes})
         assert all(words in str(caught.value) for words in says), caught.value
     assert fit(out="cut", resume=True, **RESUMED).said("resumed at step 3")
+
+
+def test_another_guide_of_the_same_name_is_refused(fit, tiny_model, tmp_path):
+    guide = tmp_path / "guide"
+    shutil.copytree(tiny_model("minilm"), guide)
+    with pytest.raises(Interrupted):
+        fit(out="cut", step=stop("term", 3), guide=str(guide), **RESUMED)
+    tensors = weights(guide)
+    tensors["embeddings.word_embeddings.weight"] += 0.1
+    save_file(tensors, guide / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="guide vectors: "):
+        fit(out="cut", resume=True, guide=str(guide), **RESUMED)
 
 
 # ---- what it learns from, and what it is scored on
@@ -563,11 +576,11 @@ def test_the_symmetric_half_knows_every_anchor_of_a_positive():
 
 
 def test_it_draws_from_its_seed_and_nothing_else(fit):
-    """Global random states are neither used nor changed."""
+    """Global random states are neither used nor changed, not even for weights that the folder lacks (a pooler)."""
     random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
-    one = fit(out="one", max_steps=3, train=easy(60, 1))
+    one = fit("bert", out="one", max_steps=3, train=easy(60, 1))
     random.seed(2), np.random.seed(2), torch.manual_seed(2)  # noqa: NPY002
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
-    two = fit(out="two", max_steps=3, train=easy(60, 1))
+    two = fit("bert", out="two", max_steps=3, train=easy(60, 1))
     assert one.bits == two.bits
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002

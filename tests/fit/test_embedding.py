@@ -118,6 +118,13 @@ LOSSES = {
         {"dims": (32, 16, 8)},
         lambda m: losses.MatryoshkaLoss(m, losses.MultipleNegativesRankingLoss(m), [32, 16, 8]),
     ),
+    "matryoshka, dot": (
+        1,
+        {"dims": (32, 8), "similarity": "dot"},
+        lambda m: losses.MatryoshkaLoss(
+            m, losses.MultipleNegativesRankingLoss(m, scale=20.0, similarity_fct=lambda a, b: a @ b.T), [32, 8]
+        ),
+    ),
     "triplet": (1, {"loss": "TripletLoss"}, losses.TripletLoss),
     "mega": (
         0,

@@ -231,6 +231,8 @@ def _questions(command: Pairs, found: Any, made: Any, talk: Talk) -> tuple[int, 
     from embedtune.enrich.questions import Asking, Tally, passages, write_questions
     from embedtune.enrich.spans import write_pairs
 
+    if len(command.generators) > 1:
+        raise UserError("questions are made alone, not with other generators", where="--generators")
     if not command.address or not command.model:
         fix = "--generators questions --address http://localhost:8000/v1 --model NAME"
         raise UserError("questions need an address and a model", where="--generators questions", fix=fix)
@@ -254,6 +256,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     from embedtune.encoder.encode import open_encoder
     from embedtune.enrich.mine import Mining, write_mined
     from embedtune.enrich.mine import mine as look
+    from embedtune.fit.prepared import rows_lost
 
     _refuse_existing(command.out, command.force)
     read = Counts()
@@ -268,7 +271,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     second = open_encoder(command.second, note=talk.note) if command.second else None
     # Vectors go beside the output: the system's place for temporary files may be memory.
     scratch = Path(command.out).absolute().parent
-    mined = look(found, _corpus(command), encoder, how, second=second, scratch=scratch, note=talk.note)
+    mined = look(found, _corpus(command, read), encoder, how, second=second, scratch=scratch, note=talk.note)
     many = write_mined(Path(command.out), mined)
     lines = [
         f"{command.out}: {many:,} rows with up to {command.negatives} negatives, out of {len(mined.texts):,} texts",
@@ -276,20 +279,26 @@ def mine(command: Mine, talk: Talk) -> Output:
         f"{mined.fewer:,} rows have fewer negatives than asked, {mined.without:,} of them none"
         + ("" if command.allow_fewer else "; they were left out"),
     ]
-    lines += [f"{n:,} rows left out: {reason}" for reason, n in read.rejected.items()]
+    lines += [f"{mined.blank:,} blank texts of the corpus left out"] if mined.blank else []
+    lines += rows_lost(read)
     return Output(lines, {"file": command.out, "rows": many, "refused": mined.refused, "fewer": mined.fewer})
 
 
-def _corpus(command: Mine) -> dict[str, str] | list[str] | None:
+def _corpus(command: Mine, counts: Any) -> dict[str, str] | list[str] | None:
     from embedtune.data.read import read_texts
     from embedtune.data.retrieval import is_beir, read_beir
 
     where = command.corpus or command.data
     if is_beir(where):
-        return read_beir(where, "train" if where == command.data else None, bad_rows=command.bad_rows).corpus
+        splits = sorted(path.name.split(".")[0] for path in (Path(where) / "qrels").glob("*.tsv*"))
+        # Whichever is read, the corpus is the same; what is wrong in it is known already where the pairs are its own.
+        split = "train" if "train" in splits or not splits else splits[0]
+        found = read_beir(where, split, bad_rows=command.bad_rows)
+        counts.notes += found.remarks if command.corpus else []
+        return found.corpus
     if command.corpus is None:
         return None
-    return [row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows)]
+    return [row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows, counts=counts)]
 
 
 def _refuse_existing(out: str, force: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,8 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
         query_prompt=prompts[ANCHOR], document_prompt=prompts[DOCUMENT],
     )  # fmt: skip
     same = identity(folder, opened.model.tokenizer, counts, dev_counts)
+    if guide is not None:
+        same["guide vectors"] = hashlib.sha256(guide.tobytes()).hexdigest()
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
         f"dev_{MEASURES[0]}", folder, Dev(data, queries, corpus, chosen.similarity or "cosine"),
