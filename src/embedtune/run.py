@@ -19,7 +19,7 @@ from embedtune.recipes import MLM, Contrastive, Ranking, Run
 MAIN = "nDCG@10"
 MEASURES = ("nDCG@10", "MRR@10", "recall@10", "recall@100", "precision@10", "MAP", "accuracy@1")
 EXAMPLES = 5
-POOL = 20  # negatives are drawn from so many hard ones: the very hardest are too often right answers nobody marked
+POOL = 20  # negatives are drawn from so many hard ones: among the very hardest are right answers that nobody marked
 DIMS = (32, 64, 128, 256, 384, 512, 768, 1024)
 
 
