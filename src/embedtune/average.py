@@ -19,6 +19,7 @@ from embedtune.fit import merge
 from embedtune.judge.retrieval import judge_retrieval
 from embedtune.judge.similarity import judge_similarity
 from embedtune.parts import Judged, open_judged
+from embedtune.recipes import Similarity
 
 MAIN = {"retrieval": "nDCG@10", "similarity": "spearman"}
 
@@ -83,10 +84,11 @@ def _best(
     """The coefficient that is best on dev, the measure, and all its values; `model` comes tuned and leaves averaged."""
     encoder, tuned = LocalEncoder("the average", model, "fp32"), merge.weights(model)
     name = measure or MAIN["retrieval" if dev.retrieval else "similarity"]
+    similarity: Similarity = "dot" if model.similarity_fn_name == "dot" else "cosine"
 
     def score(coefficient: float) -> float:
         if dev.retrieval:
-            report = judge_retrieval(encoder, dev.retrieval, [name])[0]
+            report = judge_retrieval(encoder, dev.retrieval, [name], similarity=similarity)[0]
         else:
             report = judge_similarity(encoder, dev.scored, dev.name)[0]
         found = float(report.summary[report.measure(name)])

@@ -84,7 +84,7 @@ def loss_curve(
         best = int(np.argmin(y))
         places = sorted({0, best})
         for place in places:
-            word = "baseline" if place == 0 else "best"
+            word = "baseline" if place == 0 else "lowest"
             late = at[place] > 0.8 * at[-1]
             top.annotate(
                 f"{word} {y[place]:.3f}",

@@ -68,7 +68,8 @@ def run(
         with files.disk_errors(home), files.locked(home):
             return _story(recipe, home, out, listener)
     except (UserError, Interrupted, KeyboardInterrupt):
-        if not existed and not list(home.glob("*/model.safetensors")) and not list(home.glob("tuned.running/*")):
+        dear = ("*/model.safetensors", "*.running/checkpoints/step-*", "data/mined.jsonl")
+        if not existed and not any(path for pattern in dear for path in home.glob(pattern)):
             shutil.rmtree(home, ignore_errors=True)
         raise
 
@@ -187,13 +188,14 @@ def _judge(recipe: Run, base: str, adapted: str | None, found: Any, home: Path, 
         "log": [json.loads(line) for line in (tuned / "log.jsonl").read_text(encoding="utf-8").splitlines()],
         "tables": [_table(name, found.tests[name], both, compare) for name, both in reports.items()],
         "measure": MAIN,
+        "shown": next(iter(reports)),  # the set that dimensions and changed queries are of
         "dims": _dims(reports, changes),
         "changed": _changed(reports, found.tests, compare),
         "averaging": dev.get("averaging") and {k: dev["averaging"][k] for k in ("coefficient", "tried")},
         "drift": _drift(model_drift(*models)),
         "examples_of_pairs": found.examples,
         "repeat": [f"embedtune run {tune.name_of(recipe.data)} --out {out}", "embedtune run recipe.toml"],
-        "recipe": recipes.to_toml(recipe),
+        "recipe": recipes.to_toml(dataclasses.replace(recipe, model=base, adapt=adapted is not None)),
         "machine": _machine(files.read_json(tuned / "run.json")),
     }
     return _publish(story, base, keep_base, home, out)

@@ -207,6 +207,7 @@ def story():
             {"name": "drug labels", "queries": 1240, "corpus": 8121, "rows": score_rows(-0.0512)},
         ],
         "measure": "nDCG@10",
+        "shown": "held-out pairs",
         "dims": [{"dim": d, "base": 0.4, "tuned": t, "low": 0.01, "high": 0.3} for d, t in ((384, 0.64), (64, 0.608))],
         "changed": {
             "better": [change("what thins blood?", 0.6131, documents(texts, None), documents(texts, 0))],

@@ -111,3 +111,8 @@ def test_goes_through_json():
     again = reports.from_dict(json.loads(json.dumps(report.as_dict(), allow_nan=False)))
     np.testing.assert_array_equal(again.predicted, report.predicted)
     assert again.summary == report.summary and again.values == {}
+
+
+def test_pairs_of_identical_texts_are_ties():
+    vectors = np.random.default_rng(0).normal(size=(200, 384)).astype(np.float32)
+    assert set(cosines(vectors, vectors.copy())) == {1.0}

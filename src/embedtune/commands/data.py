@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embedtune.commands.shape import Command, Output, Talk
+from embedtune.commands.shape import Command, Output, Talk, refuse_existing
 from embedtune.errors import EXIT_FINE, EXIT_USER, UserError
 from embedtune.recipes import BadRows
 
@@ -209,7 +209,7 @@ def pairs(command: Pairs, talk: Talk) -> Output:
     from embedtune.enrich.documents import documents
     from embedtune.enrich.spans import pairs_of, write_pairs
 
-    _refuse_existing(command.out, command.force)
+    refuse_existing(command.out, command.force)
     read, made = Counts(), Counts()
     columns = parse_columns(command.columns)
     rows = read_texts(command.data, columns=columns, bad_rows=command.bad_rows, counts=read)
@@ -258,7 +258,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     from embedtune.enrich.mine import mine as look
     from embedtune.fit.prepared import rows_lost
 
-    _refuse_existing(command.out, command.force)
+    refuse_existing(command.out, command.force)
     read = Counts()
     found = list(
         read_pairs(command.data, columns=parse_columns(command.columns), bad_rows=command.bad_rows, counts=read)
@@ -299,11 +299,6 @@ def _corpus(command: Mine, counts: Any) -> dict[str, str] | list[str] | None:
     if command.corpus is None:
         return None
     return [row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows, counts=counts)]
-
-
-def _refuse_existing(out: str, force: bool) -> None:
-    if Path(out).exists() and not force:
-        raise UserError("exists already", where=out, fix="another --out, or --force")
 
 
 def _refusals(made: Any) -> list[str]:

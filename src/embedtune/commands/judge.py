@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import recipes
-from embedtune.commands.shape import Command, Flags, Output, Talk, table
+from embedtune.commands.shape import Command, Output, Talk, models_first, refuse_existing, table
 from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, UserError
 
 CLIP = 100  # characters of a text that is shown
@@ -44,6 +44,8 @@ class Judge:
     price: float | None = None
     # Write everything, with the values of every query, to this .json file.
     out: str | None = None
+    # Replace a file of that name.
+    force: bool = False
     # Print the result as JSON.
     json: bool = False
 
@@ -59,6 +61,8 @@ def judge(command: Judge, talk: Talk) -> Output:
 
     if not command.models or not command.data:
         raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
+    if command.out:
+        refuse_existing(command.out, command.force)
     measures = [str(m.parse(name)) for name in command.measures]
     names = [*command.data, *([command.exam] if command.exam else [])]
     columns = parse_columns(command.columns)
@@ -163,13 +167,8 @@ def _drift(encoders: Sequence[Any], names: Sequence[str]) -> list[str]:
     return [f"{other.name}: {model_drift(encoders[0], other).line()}" for other in encoders[1:]]
 
 
-def _models_first(argv: list[str]) -> Flags:
-    """The words before the first flag are the models."""
-    return (["--models", *argv] if argv and not argv[0].startswith("-") else argv), None
-
-
 COMMANDS = {
     "judge": Command(
-        "MODEL [MODEL ...] --data PATH", "models side by side, with intervals", Judge, judge, None, _models_first
+        "MODEL [MODEL ...] --data PATH", "models side by side, with intervals", Judge, judge, None, models_first
     ),
 }

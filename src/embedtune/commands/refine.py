@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from embedtune import recipes
-from embedtune.commands.shape import Command, Flags, Output, Talk
+from embedtune.commands.shape import Command, Output, Talk, models_first
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,9 @@ def length(command: Length, talk: Talk) -> Output:
     return Output(report.lines(), report.as_dict())
 
 
-def _models_first(argv: list[str]) -> Flags:
-    """The words before the first flag are the models."""
-    return (["--models", *argv] if argv and not argv[0].startswith("-") else argv), None
-
-
 COMMANDS = {
     "refine merge": Command(
-        "BASE TUNED --out DIR", "average a tuned model with its base", Merge, merge, None, _models_first
+        "BASE TUNED --out DIR", "average a tuned model with its base", Merge, merge, None, models_first
     ),
     "refine length": Command(
         "MODEL --data FILE", "the direction in which embeddings encode length", Length, length, "--model"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
+
+from embedtune.errors import UserError
 
 
 class Talk(Protocol):
@@ -39,6 +42,17 @@ class Command:
     run: Callable[[Any, Talk], Output]
     first: str | None = None
     defaults: Callable[[list[str]], Flags] | None = None
+
+
+def models_first(argv: list[str]) -> Flags:
+    """The words before the first flag are the models."""
+    return (["--models", *argv] if argv and not argv[0].startswith("-") else argv), None
+
+
+def refuse_existing(out: str, force: bool) -> None:
+    """A UserError, before any work, where a result would replace a file that was not given up."""
+    if Path(out).exists() and not force:
+        raise UserError("exists already", where=out, fix="another --out, or --force")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

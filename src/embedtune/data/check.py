@@ -106,7 +106,7 @@ class Diagnosis:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """What one pass over the texts gathers; its size does not grow with the data."""
 
     documents: int = 0
@@ -129,8 +129,8 @@ def check(
     max_length: in tokens, special ones included (words without a tokenizer). Raises UserError only where
     there is nothing to examine: no such file, no known ending, no fast tokenizer.
     """
-    measure = _Measure(tokenizer)
-    counts, tally = Counts(), _Tally()
+    measure = Measure(tokenizer)
+    counts, tally = Counts(), Tally()
     fatal: list[UserError] = []
     batch: list[str] = []
     size = 0
@@ -149,7 +149,7 @@ def check(
 
 
 def _texts(
-    data: DataLike, columns: Mapping[str, str] | None, counts: Counts, tally: _Tally, fatal: list[UserError]
+    data: DataLike, columns: Mapping[str, str] | None, counts: Counts, tally: Tally, fatal: list[UserError]
 ) -> Iterator[str]:
     """All usable texts; each file is read by itself, so that one that cannot be read hides no other."""
     sources: list[Any] = [data]
@@ -166,7 +166,7 @@ def _texts(
             fatal.append(error)
 
 
-class _Measure:
+class Measure:
     """Counts tokens, or words where there is no tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -181,7 +181,7 @@ class _Measure:
         self.unknown = tokenizer.unk_token_id
         self.backend = uncut(tokenizer)
 
-    def add(self, texts: list[str], tally: _Tally) -> None:
+    def add(self, texts: list[str], tally: Tally) -> None:
         """Tally the lengths of the texts."""
         if self.backend is None:
             tally.lengths.update(len(text.split()) for text in texts)
@@ -223,13 +223,13 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _diagnose(counts: Counts, tally: _Tally, fatal: list[UserError], measure: _Measure, limit: int | None) -> Diagnosis:
-    lengths = _lengths(tally.lengths, measure.unit, measure.special, limit)
+def _diagnose(counts: Counts, tally: Tally, fatal: list[UserError], measure: Measure, limit: int | None) -> Diagnosis:
+    lengths = lengths_of(tally.lengths, measure.unit, measure.special, limit)
     tokens = sum(length * rows for length, rows in tally.lengths.items()) - measure.special * counts.used
     near = near_duplicates(tally.first)
     repeats = sum(len(cluster) - 1 for cluster in near) - exact_duplicates(tally.first).count
     share = tally.unknown / max(tokens, 1) if measure.backend is not None else None
-    remarks = [Remark(*_split(error)) for error in fatal] + _row_remarks(counts)
+    remarks = [Remark(*error_parts(error)) for error in fatal] + row_remarks(counts)
     near_share = repeats / max(len(tally.first), 1)
     remarks += _text_remarks(counts.used, tally.duplicates.count, near_share, share, lengths)
     verdict = "usable, with remarks" if remarks else "ready"
@@ -257,12 +257,14 @@ def _diagnose(counts: Counts, tally: _Tally, fatal: list[UserError], measure: _M
     )
 
 
-def _split(error: UserError) -> tuple[str, str]:
+def error_parts(error: UserError) -> tuple[str, str]:
+    """What is wrong and where, in one line, and the fix."""
     head = f"{error.where}: {error.what}" if error.where else error.what
     return "; ".join([head, *error.details]), error.fix
 
 
-def _lengths(tally: Counter[int], unit: str, special: int, limit: int | None) -> Lengths | None:
+def lengths_of(tally: Counter[int], unit: str, special: int, limit: int | None) -> Lengths | None:
+    """The spread of lengths (`tally`: rows by length) and what a limit would do to them; None where there are none."""
     if not tally:
         return None
     values = np.array(sorted(tally))
@@ -276,7 +278,7 @@ def _lengths(tally: Counter[int], unit: str, special: int, limit: int | None) ->
     return Lengths(unit, mean, at[0], at[1], int(values[-1]), limit, int(rows[long].sum()), pieces)
 
 
-def _row_remarks(counts: Counts) -> list[Remark]:
+def row_remarks(counts: Counts) -> list[Remark]:
     """A remark for each reason for which rows were rejected; blank ones are harmless."""
     remarks = []
     for reason, count in counts.rejected.items():

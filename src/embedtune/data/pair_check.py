@@ -21,12 +21,12 @@ from embedtune.data.check import (
     MANY_UNKNOWN,
     NEAR_CHARACTERS,
     NEAR_ROWS,
+    Measure,
     Remark,
-    _lengths,
-    _Measure,
-    _row_remarks,
-    _split,
-    _Tally,
+    Tally,
+    error_parts,
+    lengths_of,
+    row_remarks,
 )
 from embedtune.data.clean import text_hash
 from embedtune.data.hub import HUB
@@ -73,12 +73,12 @@ class _SideTally:
 
     name: str
     hashes: array[int] = field(default_factory=lambda: array("Q"))
-    tally: _Tally = field(default_factory=_Tally)
+    tally: Tally = field(default_factory=Tally)
     questions: int = 0
     batch: list[str] = field(default_factory=list)
     size: int = 0
 
-    def add(self, text: str, measure: _Measure) -> None:
+    def add(self, text: str, measure: Measure) -> None:
         self.hashes.append(text_hash(text))
         self.questions += _asks(text)
         self.batch.append(text)
@@ -86,12 +86,12 @@ class _SideTally:
         if len(self.batch) == BATCH_ROWS or self.size > BATCH_CHARACTERS:
             self.flush(measure)
 
-    def flush(self, measure: _Measure) -> None:
+    def flush(self, measure: Measure) -> None:
         measure.add(self.batch, self.tally)
         self.batch, self.size = [], 0
 
-    def done(self, measure: _Measure, limit: int | None) -> Side:
-        lengths = _lengths(self.tally.lengths, measure.unit, measure.special, limit)
+    def done(self, measure: Measure, limit: int | None) -> Side:
+        lengths = lengths_of(self.tally.lengths, measure.unit, measure.special, limit)
         tokens = sum(length * many for length, many in self.tally.lengths.items())
         beyond = (
             sum((length - limit) * many for length, many in self.tally.lengths.items() if length > limit)
@@ -120,7 +120,7 @@ class _Pairs:
     files: list[str] = field(default_factory=list)
     places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))  # of the scores
 
-    def add(self, pair: Pair | ScoredPair, measure: _Measure) -> None:
+    def add(self, pair: Pair | ScoredPair, measure: Measure) -> None:
         """Take one pair."""
         a, b = (pair.anchor, pair.positive) if isinstance(pair, Pair) else (pair.sentence1, pair.sentence2)
         self.sides[0].add(a, measure)
@@ -152,7 +152,7 @@ def check_pairs(
     max_length: in tokens, special ones included (words without a tokenizer). Raises UserError only where there is
     nothing to examine: no such file, no known ending, no fast tokenizer. In memory stand about 40 bytes a pair.
     """
-    measure, counts, fatal = _Measure(tokenizer), Counts(), []
+    measure, counts, fatal = Measure(tokenizer), Counts(), []
     sources: list[Any] = [data]
     if isinstance(data, (str, Path)) and not str(data).startswith(HUB) and not is_beir(data):
         sources, counts.ignored = find_files(data)
@@ -186,17 +186,17 @@ def _read(
 
 
 def _diagnose(
-    kind: Kind, found: _Pairs, counts: Counts, fatal: list[UserError], measure: _Measure, limit: int | None
+    kind: Kind, found: _Pairs, counts: Counts, fatal: list[UserError], measure: Measure, limit: int | None
 ) -> PairDiagnosis:
     sides = [side.done(measure, limit) for side in found.sides]
     repeats, unknown = _repeats(found), _unknown_share(found, measure)
     scores = _scores(found) if found.scores else None
-    stops = [Remark(*_split(error)) for error in fatal]
+    stops = [Remark(*error_parts(error)) for error in fatal]
     if found.pairs or not stops:
         stops += _stops(kind, found, sides, scores)
     remarks = list(stops)
     if found.pairs:
-        remarks += _row_remarks(counts) + _remarks(found, sides, repeats, unknown)
+        remarks += row_remarks(counts) + _remarks(found, sides, repeats, unknown)
         if kind == "pairs":
             remarks += _pair_remarks(found, sides, repeats)
         elif scores is None:
@@ -251,7 +251,7 @@ def _repeats(found: _Pairs) -> _Repeats:
     return _Repeats(found.pairs - distinct, near, most, min(BATCH, found.pairs), *meetings(codes[0], codes[1], BATCH))
 
 
-def _unknown_share(found: _Pairs, measure: _Measure) -> float | None:
+def _unknown_share(found: _Pairs, measure: Measure) -> float | None:
     if measure.backend is None:
         return None
     tallies = [side.tally for side in found.sides]

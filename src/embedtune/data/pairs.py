@@ -170,7 +170,7 @@ def _named(
         elif list(row.values) != there:
             # A record of other keys: of JSON, or a dict. What it lacks is an empty cell.
             there = list(row.values)
-            names = {our: _matches(our, given, there) or named[our] for our, given in ours.items()}
+            names = {our: matches(our, given, there) or named[our] for our, given in ours.items()}
         cells, what = _cells(row, names, must)
         if what is None:
             yield row, cells
@@ -187,9 +187,9 @@ def _find_columns(
     there: list[str], ours: Mapping[str, str], must: Sequence[str], file: str, tally: Counts
 ) -> dict[str, list[str]]:
     """For each of our columns the file's columns that hold it; a UserError where one that must be there is not."""
-    found = {our: _matches(our, given, there) for our, given in ours.items()}
+    found = {our: matches(our, given, there) for our, given in ours.items()}
     if must[0] == "sentence1" and not (found["sentence1"] or found["sentence2"]):
-        found |= {"sentence1": _matches("anchor", "", there), "sentence2": _matches("positive", "", there)}
+        found |= {"sentence1": matches("anchor", "", there), "sentence2": matches("positive", "", there)}
     listed = short_list([repr(name[:40]) for name in there], most=20)
     for our in must:
         if found[our]:
@@ -210,7 +210,8 @@ def _find_columns(
     return found
 
 
-def _matches(our: str, given: str, there: list[str]) -> list[str]:
+def matches(our: str, given: str, there: list[str]) -> list[str]:
+    """The columns of `there` that hold `our` column: the `given` one, or those of its names; negatives may be many."""
     """The columns that hold `our`: the given one, else all negatives, or the one with the first synonym in the list."""
     if given:
         return [given] if given in there else []

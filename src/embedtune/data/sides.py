@@ -109,7 +109,7 @@ class Source:
         self.names = self.names or sides
         if sides != ["text"]:
             counts.notes.append(f"{row.file}: rows are compared by {' and '.join(map(repr, sides))}")
-        negatives = pairs._matches("negative", self.columns.get("negative", ""), there)
+        negatives = pairs.matches("negative", self.columns.get("negative", ""), there)
         return sides, [name for name in negatives if name not in sides]
 
 
@@ -117,7 +117,7 @@ def _sides(row: Row, columns: Mapping[str, str]) -> tuple[list[str], bool]:
     """The names of the columns that hold the row's texts, and whether these are anchor and positive."""
     there = list(row.values)
     for kind in (("anchor", "positive"), ("sentence1", "sentence2")):
-        found = [pairs._matches(our, columns.get(our, ""), there)[:1] for our in kind]
+        found = [pairs.matches(our, columns.get(our, ""), there)[:1] for our in kind]
         if any(our in columns for our in kind) and not all(found):
             our = kind[found.index([])]
             fix = f"--columns {our}=NAME, with a NAME that the file has"
