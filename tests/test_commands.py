@@ -263,6 +263,7 @@ def test_rows_left_out_when_judging_are_said(call, tmp_path):
         (["refine", "merge", "base", "worse", "--out", "m"], "either --coefficient or --data"),
         (["refine", "merge", "base", "worse", "--out", "base", "--coefficient", "1"], "exists already"),
         (["data", "mine", "pairs.jsonl", "--out", "pairs.jsonl", "--model", "base"], "exists already"),
+        (["judge", "base", "--data", "pairs.jsonl", "--out", "pairs.jsonl"], "exists already"),
         (["data", "mine", "absent.jsonl", "--model", "base"], "absent.jsonl"),
         (["data", "mine", "pairs.jsonl", "--model", "base", "--margin", "2"], "--margin: must be above 0"),
         (["data", "pairs", "text.txt", "--out", "pairs.jsonl"], "exists already"),
