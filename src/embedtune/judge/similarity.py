@@ -49,12 +49,12 @@ def _report(
 def cosines(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     """Cosine of each row of `one` (n, D) with the same row of `two`: (n,) float64; 0 where a row is zero.
 
-    Rounded as float32, so that pairs of identical texts are ties and not 1 plus or minus the last bit.
+    Equal rows have exactly 1, so that pairs of identical texts are ties and not 1 plus or minus the last bit.
     """
     one, two = one.astype(np.float64), two.astype(np.float64)
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
     found = np.einsum("nd,nd->n", one, two) / np.where(lengths > 0, lengths, 1)
-    return found.astype(np.float32).astype(np.float64)
+    return np.where((one == two).all(1) & (lengths > 0), 1.0, found)
 
 
 def pearson(gold: np.ndarray, predicted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
