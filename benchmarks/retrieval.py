@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -86,7 +86,8 @@ def scifact(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         loop = Loop(seed=seed, epochs=args.epochs, batch=args.batch, lr=args.lr, eval_steps=args.eval_steps)
         ranking = Ranking(guide="base", scale=args.scale)
-        recipe = Contrastive(train=str(mined), ranking=ranking, loop=loop, merge="auto", dev_rows=80, dev_corpus=400)
+        recipe = Contrastive(train=str(mined), ranking=ranking, loop=loop, merge="auto", train_length=args.train_length,
+                             dev_rows=args.dev_rows, dev_corpus=5 * args.dev_rows)  # fmt: skip
         models.append(tuned(work / f"scifact-{args.name}-{seed}", recipe))
     show(report(BASE, data, work), [report(model, data, work) for model in models])
 
@@ -155,52 +156,62 @@ def peer(train: list[Pair], args: argparse.Namespace, steps: int) -> str:
 
 
 def text(args: argparse.Namespace) -> None:
-    """`embedtune run` on raw text: judged on real queries that training never saw, and on proxies."""
+    """`embedtune run` on raw text alone, then what it made on real queries that nothing of it has seen."""
     from embedtune.fit.engine import Listener
     from embedtune.recipes import Run
     from embedtune.run import run
+    from embedtune.tune import running
 
-    documents, queries = CORPORA[args.corpus](args.rows)
+    documents, real = CORPORA[args.corpus](args.rows, args.real_corpus)
     work = args.work / f"text-{args.corpus}-{args.name}"
     work.mkdir(exist_ok=True)
-    path, real = work / "data.txt", work / "queries.jsonl"
+    path, out, tuned = work / "data.txt", work / "run", work / f"tuned-{args.corpus}-{args.name}"
     path.write_text("\n\n".join("\n".join(lines) for lines in documents) + "\n", encoding="utf-8")
-    if isinstance(queries, list):
-        write_rows(real, queries)
-    for kind, given in (("real", queries if isinstance(queries, str) else str(real)), ("proxy", None)):
+
+    def listen(words: str) -> None:
+        print_note(words)
+        if words.startswith("judging"):  # the last moment at which the tuned model stands beside the base
+            shutil.copytree(running(out) / "tuned", tuned, dirs_exist_ok=True)
+
+    if not out.is_dir():
         loop = Loop(batch=args.batch, lr=args.lr, eval_steps=args.eval_steps)
-        recipe = Run(data=str(path), queries=given, pairs=1, most_pairs=args.most_pairs, loop=loop,
-                     test_rows=args.test_rows, test_corpus=args.test_corpus)  # fmt: skip
-        out = work / kind
-        if not out.is_dir():
-            run(recipe, out, discard=True, listener=Listener(print_note))
-        story = json.loads((out / "scores.json").read_text(encoding="utf-8"))
-        print(f"{args.corpus}, {kind}: {story['verdict']['sentence']} {story['verdict']['changes']}")
+        recipe = Run(data=str(path), pairs=1, most_pairs=args.most_pairs, loop=loop, test_rows=args.test_rows,
+                     test_corpus=args.test_corpus)  # fmt: skip
+        run(recipe, out, resume=running(out).is_dir(), listener=Listener(listen))
+    story = json.loads((out / "scores.json").read_text(encoding="utf-8"))
+    print(f"{args.corpus}, proxies: {story['verdict']['sentence']} {story['verdict']['changes']}; {story['averaging']}")
+    base, after = report(BASE, real, args.work), report(str(tuned), real, args.work)
+    show(base, [after])
+    word = compare.verdict([compare.paired(base, after, "nDCG@10")])
+    print(f"{args.corpus}, real queries: the tuned model is a {word}; shipped was {story['model']}")
 
 
-def _scifact_text(rows: int) -> tuple[list[list[str]], Any]:
+def _scifact_text(rows: int, most: int) -> tuple[list[list[str]], RetrievalSet]:
     with open(DATA / "scifact" / "corpus.jsonl", encoding="utf-8") as file:
         found = [json.loads(line) for line in file]
     documents = [[" ".join(d[part].split()) for part in ("title", "text") if d[part].strip()] for d in found]
-    return documents[:rows], f"{DATA / 'scifact'}:dev"
+    return documents[:rows], read_beir(DATA / "scifact", "dev")
 
 
-def _medquad_text(rows: int) -> tuple[list[list[str]], Any]:
+def _medquad_text(rows: int, most: int) -> tuple[list[list[str]], RetrievalSet]:
     columns = {"anchor": "question", "positive": "answer"}
     pairs = list(read_pairs(DATA / "medquad" / "medquad.jsonl", columns=columns, bad_rows="skip"))
+    pairs = list({pair.positive: pair for pair in reversed(pairs)}.values())[::-1]
+    pairs = pairs[:: max(1, len(pairs) // max(rows, most))]
     answers = [[line for line in map(" ".join, map(str.split, p.positive.splitlines())) if line] for p in pairs]
-    return answers[:rows], [{"anchor": p.anchor, "positive": p.positive} for p in pairs[: min(rows, 500)]]
+    return answers[:rows], from_pairs(pairs[:most], f"medquad-text-{most}")
 
 
-def _docstring_text(rows: int) -> tuple[list[list[str]], Any]:
+def _docstring_text(rows: int, most: int) -> tuple[list[list[str]], RetrievalSet]:
     from itertools import groupby
 
     from embedtune.data.example import docstrings
 
     found = [list(lines) for full, lines in groupby(docstrings(None), bool) if full]
-    found = [lines for lines in found if len(lines) > 1][:rows]
-    pairs = [{"anchor": lines[0], "positive": " ".join(lines[1:])} for lines in found]
-    return [lines[1:] for lines in found], pairs[:500]
+    found = list({tuple(lines[1:]): lines for lines in reversed(found) if len(lines) > 2}.values())[::-1]
+    found = found[:: max(1, len(found) // max(rows, most))]
+    pairs = [Pair(lines[0], " ".join(lines[1:]), (), "docstrings", n, None) for n, lines in enumerate(found, 1)]
+    return [lines[1:] for lines in found[:rows]], from_pairs(pairs[:most], f"docstrings-text-{most}")
 
 
 CORPORA = {"scifact": _scifact_text, "medquad": _medquad_text, "docstrings": _docstring_text}
@@ -220,7 +231,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--scale", type=float, default=20.0)
     parser.add_argument("--eval-steps", type=int)
+    parser.add_argument("--train-length", type=int)
+    parser.add_argument("--dev-rows", type=int, default=80)
     parser.add_argument("--most-pairs", type=int, default=3000)
+    parser.add_argument("--real-corpus", type=int, default=1500, help="text: texts that the real queries search")
     parser.add_argument("--test-rows", type=int, default=500)
     parser.add_argument("--test-corpus", type=int, default=5200)
     parser.add_argument("--peer", action="store_true", help="medquad: also train sentence-transformers' own trainer")

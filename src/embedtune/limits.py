@@ -75,6 +75,10 @@ def _contrastive_needs(recipe: recipes.Contrastive) -> list[Need]:
         *_dims_needs(ranking.dims),
         (ranking.scale is None or 0 < ranking.scale < math.inf, f"scale must be positive, not {ranking.scale}"),
         (0 <= ranking.guide_margin < 2, f"guide_margin must lie between 0 and 2, not {ranking.guide_margin}"),
+        (
+            recipe.train_length is None or recipe.train_length >= 3,
+            f"train_length must be at least 3, not {recipe.train_length}",
+        ),
         (recipe.dev_corpus >= 1, f"dev_corpus must be at least 1, not {recipe.dev_corpus}"),
         (
             recipe.loop.batch >= 2,

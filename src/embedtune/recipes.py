@@ -144,6 +144,8 @@ class Contrastive:
     bad_rows: BadRows = "fail"
     # Tokens of a text that are read; longer texts are cut, and counted (derived from the model).
     max_length: int | None = None
+    # Tokens of a text that training reads: less is faster; scoring and the saved model read --max-length.
+    train_length: int | None = None
     # What is put before anchors (derived: the model's own query prompt); saved with the model.
     query_prompt: str | None = None
     # What is put before positives and negatives (derived: the model's own document prompt).

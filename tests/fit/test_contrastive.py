@@ -182,6 +182,20 @@ def test_stock_code_opens_every_folder_and_gives_the_vectors_that_were_scored(fi
         assert not left & {"checkpoints", "data", "start.json"} and not [n for n in left if n.endswith(".tmp")]
 
 
+def test_training_may_read_less_of_a_text_than_the_saved_model(fit):
+    rows = [row | {"positive": row["positive"] + " and then" * 30} for row in easy()]
+    full, cut, less = (
+        fit(out=name, train=rows, max_steps=2, eval_steps=1, **given)
+        for name, given in (("full", {}), ("cut", {"max_length": 12}), ("less", {"train_length": 12}))
+    )
+    losses = [[r["loss"] for r in ran.log if "loss" in r] for ran in (full, cut, less)]
+    assert losses[2] == losses[1] != losses[0], "trained on the beginnings"
+    assert less.log[0]["dev_loss"] == full.log[0]["dev_loss"] != cut.log[0]["dev_loss"], "scored on all"
+    assert json.loads((less.folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 96
+    assert less.said("training reads the first 12 tokens of a text") and less.said("the saved model read 96")
+    assert recipes.read_toml(less.folder / "recipe.toml")["train_length"] == 12
+
+
 def test_prompts_are_the_models_own_unless_given_and_are_saved(fit, tiny_model, tmp_path):
     given = fit(out="given", max_steps=2, query_prompt="ask: ", document_prompt="")
     assert (given.config["prompts"]["query"], given.config["prompts"]["document"]) == ("ask: ", "")
@@ -438,6 +452,8 @@ def test_pairs_that_meet_their_like_in_every_batch_are_said(fit):
         ({"loss": "MegaBatchMarginLoss", "guide": "base"}, "--guide: is for MultipleNegativesRankingLoss only"),
         ({"guide": "./nowhere"}, "is not a model folder"),
         ({"measure": "nDCG@5"}, "there is no dev measure 'nDCG@5'; there are dev_loss, dev_nDCG@10, dev_MRR@10"),
+        ({"train_length": 200}, "--train-length: 200 tokens are more than the 96 that the model reads"),
+        ({"train_length": 2}, "train_length must be at least 3, not 2"),
         ({"max_length": 500}, "500 tokens are more than the 128 positions of the model"),
         ({"columns": "anchor=nothing"}, "no column 'nothing'"),
         ({"model": "./nowhere"}, "./nowhere: is not a model folder"),

@@ -27,7 +27,7 @@ from embedtune.fit import derive, ranking
 from embedtune.fit.batches import DistinctOrder
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.embedding import NONE, EmbeddingObjective
-from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts, row_length, set_prompts
+from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts, row_length, set_prompts, tokens_of
 from embedtune.fit.order import batch_rows
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Contrastive
@@ -68,9 +68,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     queries = np.array([texts.number(ANCHOR, text) for text in data.queries.values()])
     corpus = np.array([texts.number(DOCUMENT, text) for text in data.corpus.values()])
     max_length = row_length(opened, folder, recipe.max_length)
-    tokens = texts.tokenize(opened.model.tokenizer, prompts, max_length, home / "data" / "texts")
-    if tokens.chunked:
-        remarks.append(f"{tokens.chunked:,} of {len(tokens):,} texts are longer than {max_length} tokens: cut to them")
+    longer, tokens = tokens_of(texts, opened.model.tokenizer, prompts, (max_length, recipe.train_length), home, remarks)
     chosen = _resolve_ranking(recipe.ranking, opened)
     guide = _guide_vectors(chosen, recipe, texts, note)
     opened.model.to(derive.pick_device())
@@ -81,7 +79,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     measures = ["dev_loss", *(f"dev_{name}" for name in MEASURES)]
     objective = EmbeddingObjective(
         opened.model, tokens, table, loss, order, noise, measures, opened.padded,
-        texts.prompt_lengths(opened, prompts), opened.config_values,
+        texts.prompt_lengths(opened, prompts), opened.config_values, longer=longer,
     )  # fmt: skip
     remarks += _remarks(opened, table, prompts)
     profile = {
@@ -92,7 +90,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
         "negatives": int((table[:, 2:] != NONE).sum()),
         "dev_queries": len(data.queries),
         "dev_corpus": len(data.corpus),
-        "cut_texts": tokens.chunked,
+        "cut_texts": longer.chunked,
         **token_profile(tokens.lengths()),
     }
     resolved = dataclasses.replace(

@@ -8,7 +8,7 @@ same noise, and the batch may be as large as the data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class EmbeddingObjective:
     head: list[str] = field(default_factory=list)
     head_steps: int = 0
     most_tokens: int | None = None
+    longer: Tokens | None = None  # the same texts as the saved model reads them, where training reads less of each
 
     @property
     def size(self) -> int:
@@ -76,17 +77,17 @@ class EmbeddingObjective:
         rank, count = ranks.world()
         mine = texts[rank::count]
         self.model.train()
-        parts = [mine[a:b] for a, b in self._parts(mine, max_tokens)]
+        parts = self._parts(self.tokens, mine, max_tokens)
         if len(parts) > 1:
             # A second forward pass has to be paid anyway: micro-batches may as well be small, and memory with them.
-            parts = [mine[a:b] for a, b in self._parts(mine, max_tokens // CACHED_SHARE)]
+            parts = self._parts(self.tokens, mine, max_tokens // CACHED_SHARE)
         kept: Tensor | None = None
         if len(parts) == 1:
-            kept = self._embed(parts[0], step)
+            kept = self._embed(self.tokens, parts[0], step)
             vectors = kept.detach()
         else:
             with torch.no_grad():
-                vectors = torch.cat([self._embed(part, step) for part in parts])
+                vectors = torch.cat([self._embed(self.tokens, part, step) for part in parts])
         whole = ranks.gather(vectors, len(texts)).requires_grad_()
         loss = self.loss(whole, where, rows)
         loss.backward()
@@ -96,22 +97,23 @@ class EmbeddingObjective:
             kept.backward(gradients)
         else:
             for part, gradient in zip(parts, gradients.split([len(part) for part in parts]), strict=True):
-                self._embed(part, step).backward(gradient)
+                self._embed(self.tokens, part, step).backward(gradient)
         return Step(float(loss.detach()), int(self.tokens.lengths_of(texts).sum()))
 
-    def _parts(self, texts: np.ndarray, max_tokens: int) -> Iterator[tuple[int, int]]:
+    def _parts(self, tokens: Tokens, texts: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         """Micro-batches of `texts`; where prompts are left out of pooling, all of one have the same prompt length."""
-        lengths = self.tokens.lengths_of(texts)
+        parts, lengths = [], tokens.lengths_of(texts)
         for first, last in micro_batches(lengths, max_tokens, self.padded is not None):
             edges = [first, last]
             if self.prompt_lengths is not None:
                 change = np.flatnonzero(np.diff(self.prompt_lengths[texts[first:last]])) + 1 + first
                 edges = [first, *change.tolist(), last]
-            yield from zip(edges, edges[1:])
+            parts += [texts[a:b] for a, b in zip(edges, edges[1:])]
+        return parts
 
-    def _embed(self, texts: np.ndarray, step: int | None) -> Tensor:
+    def _embed(self, tokens: Tokens, texts: np.ndarray, step: int | None) -> Tensor:
         """Vectors (m, D) float32 of token rows; `step` keys the dropout, None where the model is in eval mode."""
-        rows = [self.tokens.row(number) for number in texts]
+        rows = [tokens.row(number) for number in texts]
         device = next(self.model.parameters()).device
         if self.padded is None:
             features = varlen.pack(rows, varlen.position_offset(self.body), device)
@@ -141,9 +143,9 @@ class EmbeddingObjective:
     def vectors(self, texts: np.ndarray) -> np.ndarray:
         """Vectors (m, D) float32 of token rows `texts` (m,), as the saved model would give them."""
         self.model.eval()
-        by_length = np.argsort(self.tokens.lengths_of(texts), kind="stable")
-        ordered = texts[by_length]
-        found = [self._embed(ordered[a:b], None) for a, b in self._parts(ordered, SCORE_TOKENS)]
+        tokens = self.longer or self.tokens
+        by_length = np.argsort(tokens.lengths_of(texts), kind="stable")
+        found = [self._embed(tokens, part, None) for part in self._parts(tokens, texts[by_length], SCORE_TOKENS)]
         out = torch.cat(found).cpu().numpy() if found else np.zeros((0, 0), np.float32)
         return out[np.argsort(by_length)]
 

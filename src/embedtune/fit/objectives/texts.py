@@ -76,3 +76,28 @@ def set_prompts(model: Any, query: str | None, document: str | None) -> dict[str
         if prompt is not None:
             model.prompts[role] = prompt
     return {ANCHOR: role_prompt(model, "query"), DOCUMENT: role_prompt(model, "document")}
+
+
+def tokens_of(
+    texts: Texts,
+    tokenizer: Any,
+    prompts: dict[str, str],
+    lengths: tuple[int, int | None],
+    home: Path,
+    remarks: list[str],
+) -> tuple[Tokens, Tokens]:
+    """The texts as the saved model reads them, and as training does; `lengths` are max_length and train_length."""
+    read, trained = lengths
+    if trained is not None and trained > read:
+        raise UserError(f"{trained} tokens are more than the {read} that the model reads", where="--train-length")
+    longer = texts.tokenize(tokenizer, prompts, read, home / "data" / "texts")
+    if longer.chunked:
+        remarks.append(f"{longer.chunked:,} of {len(longer):,} texts are longer than {read} tokens: cut to them")
+    if trained is None:
+        return longer, longer
+    tokens = texts.tokenize(tokenizer, prompts, trained, home / "data" / "shorter")
+    remarks.append(
+        f"training reads the first {trained} tokens of a text ({tokens.chunked:,} of {len(tokens):,} have more); "
+        f"scoring and the saved model read {read}"
+    )
+    return longer, tokens
