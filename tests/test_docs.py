@@ -16,7 +16,7 @@ from typing import get_type_hints
 
 import pytest
 
-from embedtune import cli, limits, recipes
+from embedtune import cli, limits, recipes, schema
 from embedtune.data.example import docstrings
 from embedtune.encoder import load, scratch
 
@@ -80,7 +80,7 @@ def test_a_page_runs_from_top_to_bottom(page, place):
             exec(compile(block["body"], page.name, "exec"), names)
         else:
             table = tomllib.loads(block["body"])
-            recipe = recipes.from_table(recipes.RECIPES[table.get("task", "mlm")], table, page.name)
+            recipe = schema.from_table(recipes.RECIPES[table.get("task", "mlm")], table, page.name)
             assert limits.problems(recipe) == []
 
 

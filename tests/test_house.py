@@ -14,15 +14,17 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedtune"
 
 # Rooms are folders, the rest are single modules. Each may import those named here, and a room also itself.
-LEAVES = {"errors", "files", "recipes", "limits", "plots", "nearest", "keyed"}
+LEAVES = {"errors", "files", "recipes", "schema", "limits", "plots", "nearest", "keyed"}
 IMPORTS = {
     "__init__": {"recipes", "errors", "encoder", "refine", "tune", "run"},  # lazily, by name
     "errors": set(),
     "keyed": set(),
     "files": {"errors"},
     "recipes": {"errors"},
-    "limits": {"recipes"},
+    "limits": {"recipes", "schema"},
+    "schema": {"errors", "recipes"},
     "plots": {"errors", "files"},
+    "plots_labels": {"plots"},
     "nearest": {"errors"},
     "data": LEAVES,
     "encoder": LEAVES | {"data"},
@@ -36,6 +38,8 @@ IMPORTS = {
     "parts": None,
     "average": None,
     "tune": None,
+    "trials": None,
+    "track": {"errors", "fit"},
     "scoring": None,
     "commands": None,
     "cli": None,
@@ -54,6 +58,7 @@ WRITERS = {
     "data/formats.py: copy.write": "that same scratch space",
     "data/tokens.py: ids_file.write": "a file that files.growing opened and renames",
     "data/tokens.py: rows_file.write": "a file that files.growing opened and renames",
+    "data/tokens.py: types_file.write": "a file that files.growing opened and renames",
     "data/tidy.py: self.file.write": "a file that files.growing or files.write_directory renames",
     "data/shingles.py: tempfile.TemporaryFile": "scratch space for shingles; it has no name and no reader",
     "data/shingles.py: self.scratch.write": "that same scratch space",

@@ -9,19 +9,26 @@ from typing import get_type_hints
 
 import pytest
 
-from embedtune import finetune, limits, recipes
+from embedtune import finetune, limits, recipes, schema
 from embedtune.data.example import docstrings
 from embedtune.encoder import scratch
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "recipes").glob("*.toml"))
-DEFAULTS = {"mlm": "data.txt", "contrastive": "pairs.jsonl", "scored": "scored.jsonl"}  # task: the file it names
+DEFAULTS = {  # task: the file it names
+    "mlm": "data.txt",
+    "contrastive": "pairs.jsonl",
+    "scored": "scored.jsonl",
+    "classify": "labels.jsonl",
+    "regress": "grades.jsonl",
+    "tag": "tags.jsonl",
+}
 
 
 def read(path: Path):
     """The recipe in a file, of the task that it names."""
-    table = recipes.read_toml(path)
-    return recipes.from_table(recipes.RECIPES[table["task"]], table, str(path))
+    table = schema.read_toml(path)
+    return schema.from_table(recipes.RECIPES[table["task"]], table, str(path))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +40,11 @@ def tiny(tmp_path_factory):
     words = [text.split() for text in texts if len(text.split()) > 9][:80]
     pairs = [{"anchor": " ".join(w[:4]), "positive": " ".join(w[4:])} for w in words]
     scored = [{"sentence1": p["anchor"], "sentence2": p["positive"], "score": n % 5} for n, p in enumerate(pairs)]
-    for name, rows in (("pairs.jsonl", pairs), ("scored.jsonl", scored)):
+    labels = [{"text": " ".join(w), "label": ("bad", "good")[n % 2]} for n, w in enumerate(words)]
+    grades = [{"text": " ".join(w), "score": len(w)} for w in words]
+    tags = [{"tokens": w, "tags": ["B-long" if len(t) > 7 else "O" for t in w]} for w in words]
+    tables = zip(list(DEFAULTS.values())[1:], (pairs, scored, labels, grades, tags))
+    for name, rows in tables:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config |= {"intermediate_size": 64, "max_position_embeddings": 64}
@@ -45,7 +56,7 @@ def tiny(tmp_path_factory):
 
 
 def test_the_recipes_are_there():
-    assert {"mlm", "mlm-domain", "mlm-scratch", "contrastive", "scored"} <= {path.stem for path in SHIPPED}
+    assert {*DEFAULTS, "mlm-domain", "mlm-scratch"} <= {path.stem for path in SHIPPED}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -53,7 +64,7 @@ def test_a_recipe_loads_and_has_no_problems(path):
     recipe = read(path)
     assert limits.problems(recipe) == []
     assert tomllib.loads(path.read_text())["task"] == recipes.task_of(recipe)
-    again = recipes.from_table(type(recipe), tomllib.loads(recipes.to_toml(recipe)), "again")
+    again = schema.from_table(type(recipe), tomllib.loads(schema.to_toml(recipe)), "again")
     assert again == recipe
 
 
@@ -78,7 +89,7 @@ def test_the_recipe_of_each_task_spells_out_every_default(task):
                 assert re.search(rf"^# {item.name}\b", lines, re.M), f"{section}.{item.name} is not mentioned"
                 if found := re.search(rf"^# ({item.name} = [^#\n]+)", lines, re.M):
                     value = tomllib.loads(found[1])[item.name]
-                    assert recipes.fits(value, get_type_hints(part)[item.name]), found[0]
+                    assert schema.fits(value, get_type_hints(part)[item.name]), found[0]
             else:
                 assert item.name in (table[section] if section else table), f"{section}.{item.name} is not set"
 

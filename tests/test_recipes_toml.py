@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedtune import limits, recipes
+from embedtune import limits, schema
 from embedtune.errors import UserError
 from embedtune.recipes import MLM, Loop
 
@@ -51,14 +51,14 @@ RECIPES = st.builds(
 @settings(max_examples=150, deadline=None)
 @given(RECIPES)
 def test_a_recipe_survives_toml(recipe):
-    text = recipes.to_toml(recipe)
-    assert recipes.from_table(MLM, tomllib.loads(text), "x") == recipe
+    text = schema.to_toml(recipe)
+    assert schema.from_table(MLM, tomllib.loads(text), "x") == recipe
     assert tomllib.loads(text)["task"] == "mlm"
 
 
 def problems_of(table):
     with pytest.raises(UserError) as caught:
-        recipes.from_table(MLM, table, "r.toml")
+        schema.from_table(MLM, table, "r.toml")
     assert str(caught.value).startswith(f"r.toml: {len(caught.value.details)} problem(s) in the recipe")
     return caught.value.details
 
@@ -96,7 +96,7 @@ def test_each_wrong_type_is_named_in_a_users_words(table, words):
 
 
 def test_a_whole_number_is_a_number():
-    loop = recipes.from_table(MLM, tomllib.loads("[loop]\nepochs = 3\nminutes = 2\nlr = 2e-5"), "x").loop
+    loop = schema.from_table(MLM, tomllib.loads("[loop]\nepochs = 3\nminutes = 2\nlr = 2e-5"), "x").loop
     assert (loop.epochs, loop.minutes, loop.lr) == (3.0, 2.0, 2e-5)
     assert all(isinstance(value, float) for value in (loop.epochs, loop.minutes))
 
@@ -168,12 +168,12 @@ def test_bad_toml_names_the_file(tmp_path, content):
     path = tmp_path / "r.toml"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"r\.toml: is not valid TOML"):
-        recipes.read_toml(path)
+        schema.read_toml(path)
 
 
 def test_a_missing_toml_file_is_a_users_error(tmp_path):
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        recipes.read_toml(tmp_path / "absent.toml")
+        schema.read_toml(tmp_path / "absent.toml")
 
 
 def test_recipes_are_small_and_frozen():
@@ -185,5 +185,5 @@ def test_recipes_are_small_and_frozen():
 
 
 def test_data_given_in_python_is_named_not_copied():
-    text = recipes.to_toml(MLM(train=["a secret text", "b"]))
+    text = schema.to_toml(MLM(train=["a secret text", "b"]))
     assert 'train = "<2 rows given in Python>"' in text and "secret" not in text

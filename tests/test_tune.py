@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from conftest import KINDS, corpus
-from embedtune import MLM, Loop, UserError, finetune, recipes
+from embedtune import MLM, Loop, UserError, finetune, schema
 from embedtune.fit import checkpoint, engine
 from embedtune.fit.engine import Listener
 from embedtune.fit.objectives.mlm import MaskedLanguageModel
@@ -117,7 +117,7 @@ def test_the_recipe_that_is_left_repeats_the_run(tune, tiny_model, tmp_path):
     finished, log, _ = tune("minilm", "first", epochs=2, seed=7, eval_steps=None, log_steps=None, max_tokens=None,
                             precision=None, lr=None)  # fmt: skip
     path = finished.folder / "recipe.toml"
-    again = recipes.from_table(MLM, recipes.read_toml(path), str(path))
+    again = schema.from_table(MLM, schema.read_toml(path), str(path))
     loop = again.loop
     derived = (loop.precision, loop.max_tokens, loop.eval_steps, loop.checkpoint_steps, loop.log_steps, loop.lr)
     assert None not in (*derived, again.max_length, again.mask_rate, again.head_steps, again.model)
@@ -372,7 +372,7 @@ def test_whole_words_and_mask_rate_change_the_training_not_the_scoring(tune):
 def test_the_mask_rate_of_the_architecture(tune):
     for kind, rate in (("bert", 0.15), ("modernbert", 0.3)):
         finished, _, _ = tune(kind, kind, max_steps=1)
-        assert recipes.read_toml(finished.folder / "recipe.toml")["mask_rate"] == rate
+        assert schema.read_toml(finished.folder / "recipe.toml")["mask_rate"] == rate
 
 
 def test_scratch_makes_its_own_tokenizer_and_model(tune, tmp_path):

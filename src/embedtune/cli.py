@@ -7,17 +7,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from embedtune import __version__
-from embedtune.commands import data, fit, judge, refine, whole
+from embedtune.commands import augment, data, fit, judge, predict, refine, whole
 from embedtune.commands.shape import Command
 from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
-    **whole.COMMANDS, **data.COMMANDS, **fit.COMMANDS, **judge.COMMANDS, **refine.COMMANDS,
+    **whole.COMMANDS, **data.COMMANDS, **augment.COMMANDS, **fit.COMMANDS, **judge.COMMANDS, **predict.COMMANDS,
+    **refine.COMMANDS,
 }  # fmt: skip
 
 
@@ -112,9 +113,13 @@ def _run(words: str, argv: list[str]) -> int:
     if command.first and argv and not argv[0].startswith("-"):
         argv = [command.first, *argv]
     parsed = _parse(command.kind, f"{words} {command.usage}", argv, default)
+    as_json = getattr(parsed, "json", False) or getattr(getattr(parsed, "place", None), "json", False)
     with Terminal() as terminal:
         output = command.run(parsed, terminal)
-    as_json = getattr(parsed, "json", False) or getattr(getattr(parsed, "place", None), "json", False)
+        if isinstance(output.lines, Iterator) and not as_json:
+            for line in output.lines:  # a stream: each line as it comes
+                print(line)
+            return output.code
     print(json.dumps(output.data, indent=2) if as_json else "\n".join(output.lines))
     return output.code
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from embedtune import recipes
+from embedtune import recipes, schema
 
 Need = tuple[bool, str]  # whether it is met, and what to say where it is not
 
 
 def problems(recipe: Any) -> list[str]:
     """Every value out of its range, in words."""
-    found = recipes.wrong_types(recipe)
+    found = schema.wrong_types(recipe)
     if found:
         return found
     return [message for ok, message in (*_loop_needs(recipe.loop), *_own_needs(recipe)) if not ok]
@@ -49,6 +49,8 @@ def _own_needs(recipe: Any) -> list[Need]:
         ),
         (recipe.dev_rows >= 1, f"dev_rows must be at least 1, not {recipe.dev_rows}"),
     ]
+    if isinstance(recipe, recipes.Classify | recipes.Regress | recipes.Tag):
+        return needs + _head_needs(recipe)
     if isinstance(recipe, recipes.MLM):
         return needs + _mlm_needs(recipe)
     return needs + (_contrastive_needs(recipe) if isinstance(recipe, recipes.Contrastive) else _scored_needs(recipe))
@@ -100,6 +102,16 @@ def _scored_needs(recipe: recipes.Scored) -> list[Need]:
         ),
         (-1 <= recipe.pseudo_mean <= 1, f"pseudo_mean must lie between -1 and 1, not {recipe.pseudo_mean}"),
         (0 <= recipe.pseudo_spread <= 1, f"pseudo_spread must lie between 0 and 1, not {recipe.pseudo_spread}"),
+    ]
+
+
+def _head_needs(recipe: Any) -> list[Need]:
+    rows, smooth = recipe.train_rows, getattr(recipe, "label_smoothing", 0.0)
+    return [
+        (rows is None or rows >= 2, f"train_rows must be at least 2, not {rows}"),
+        (0 <= smooth < 1, f"label_smoothing must be at least 0 and below 1, not {smooth}"),
+        (recipe.lora >= 0, f"lora must not be negative, not {recipe.lora}"),
+        (not (recipe.lora and recipe.freeze), "lora and freeze exclude each other: say one of them"),
     ]
 
 

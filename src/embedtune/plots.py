@@ -96,6 +96,7 @@ def loss_curve(
                 color=ACCENT,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
             )
+    _mark_overfitting(top, records)
     if alone:
         for axis in (top, bottom):
             axis.axvspan(0, max(alone), color="#f2e6d8", zorder=0, linewidth=0)
@@ -116,6 +117,31 @@ def loss_curve(
     bottom.set_xlabel("step")
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     save_figure(figure, stem)
+
+
+def _mark_overfitting(axis: Any, records: Sequence[Mapping[str, Any]]) -> None:
+    if (turn := overfits_from(records)) is not None:
+        axis.axvline(turn, color="#8a6d3b", linewidth=1, linestyle="--")
+        axis.annotate("over-fitting from here", (turn, 1), xycoords=("data", "axes fraction"), xytext=(4, -12),
+                      textcoords="offset points", fontsize=8, color="#8a6d3b")  # fmt: skip
+
+
+def overfits_from(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step from which the dev loss rises while the training loss falls; None where it does not.
+
+    That is the lowest dev loss, if at least two scorings follow, all worse by more than a hundredth, and the mean
+    training loss after it lies below the one before.
+    """
+    scored = [(r["step"], r["dev_loss"]) for r in records if "dev_loss" in r]
+    losses = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
+    if not scored:
+        return None
+    turn, lowest = min(scored, key=lambda pair: pair[1])
+    after = [loss for step, loss in scored if step > turn]
+    before = [loss for step, loss in losses if step <= turn]
+    later = [loss for step, loss in losses if step > turn]
+    worse = len(after) >= 2 and min(after) > lowest + 0.01 * abs(lowest)
+    return turn if worse and before and later and np.mean(later) < np.mean(before) else None
 
 
 def length_plot(

@@ -1,4 +1,4 @@
-"""The recipes: frozen dataclasses that say everything about a run; TOML in and out. Imports no torch.
+"""The recipes: frozen dataclasses that say everything about a run (schema.py: TOML in and out). Imports no torch.
 
 A field's comment is its help text on the command line. `None` means "derived from the model, the data or the
 machine"; what it was derived to is written into the output's `recipe.toml`, so that file repeats the run.
@@ -6,20 +6,12 @@ machine"; what it was derived to is written into the output's `recipe.toml`, so 
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import tomllib
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
-
-from embedtune.errors import UserError, did_you_mean
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     Data = str | Path | Sequence[str | Mapping[str, Any]]
 else:
@@ -30,6 +22,9 @@ Precision = Literal["bf16", "fp32"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 Similarity = Literal["cosine", "dot"]
 Merge = Literal["none", "auto"]
+Track = Literal["none", "tensorboard"]
+Weights = Literal["none", "balanced"]
+Pooling = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +65,8 @@ class Loop:
     checkpoint_steps: int | None = None
     # Log the training loss every so many steps (derived: at most about 1,000 lines).
     log_steps: int | None = None
+    # Write the log for a tracker too: tensorboard, or none.
+    track: Track = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +200,102 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Labels: one class a text, or several."""
+
+    # text, label (text_pair too): .csv, .tsv, .jsonl, .parquet, hub:NAME; in Python also a list of dicts.
+    train: Data = ""
+    # Labelled texts to score on; without it, a tenth of each class is held out.
+    dev: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: text=review,label=stars,text_pair=title.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens of a text that are read; longer texts are cut, and counted (derived from the model).
+    max_length: int | None = None
+    # Train on so many rows at most, drawn by the seed (default: all).
+    train_rows: int | None = None
+    # Score on so many rows at most.
+    dev_rows: int = 1000
+    # Weigh classes by how rare they are: balanced, or none.
+    weights: Weights = "none"
+    # Share of each label that is spread over all classes (arXiv 1512.00567).
+    label_smoothing: float = 0.0
+    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    pooling: Pooling | None = None
+    # Train the head alone, the encoder frozen (a linear probe).
+    freeze: bool = False
+    # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
+    lora: int = 0
+    # The shared part.
+    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regress:
+    """Scores: one number a text."""
+
+    # text, score (text_pair too): .csv, .tsv, .jsonl, .parquet, hub:NAME; in Python also a list of dicts.
+    train: Data = ""
+    # Scored texts to score on; without it, a tenth is held out.
+    dev: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: text=essay,score=grade.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens of a text that are read; longer texts are cut, and counted (derived from the model).
+    max_length: int | None = None
+    # Train on so many rows at most, drawn by the seed (default: all).
+    train_rows: int | None = None
+    # Score on so many rows at most.
+    dev_rows: int = 1000
+    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    pooling: Pooling | None = None
+    # Train the head alone, the encoder frozen (a linear probe).
+    freeze: bool = False
+    # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
+    lora: int = 0
+    # The shared part.
+    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag:
+    """Tags: one for each word of a sentence, such as named entities."""
+
+    # CoNLL files (a word and its tag a line, a blank line between sentences), or rows of tokens and tags.
+    train: Data = ""
+    # Tagged sentences to score on; without it, a tenth is held out.
+    dev: Data | None = None
+    # Model folder or hub name (default all-MiniLM-L6-v2).
+    model: str | None = None
+    # Which column is which: tokens=words,tags=ner_tags.
+    columns: str | None = None
+    # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: BadRows = "fail"
+    # Tokens of a row; longer sentences are chunked between words, no tag is lost (derived from the model).
+    max_length: int | None = None
+    # Train on so many sentences at most, drawn by the seed (default: all).
+    train_rows: int | None = None
+    # Score on so many sentences at most.
+    dev_rows: int = 1000
+    # Weigh tags by how rare they are: balanced, or none.
+    weights: Weights = "none"
+    # Share of each tag that is spread over all tags (arXiv 1512.00567).
+    label_smoothing: float = 0.0
+    # Train the head alone, the encoder frozen (a linear probe).
+    freeze: bool = False
+    # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
+    lora: int = 0
+    # The shared part.
+    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Raw text or pairs in, a verdict out: clean, split, tune, average, judge."""
 
@@ -234,127 +327,12 @@ class Run:
     loop: Loop = field(default_factory=lambda: Loop(batch=64))
 
 
-RECIPES: dict[str, type] = {"mlm": MLM, "contrastive": Contrastive, "scored": Scored, "run": Run}
+RECIPES: dict[str, type] = {
+    "mlm": MLM, "contrastive": Contrastive, "scored": Scored, "classify": Classify, "regress": Regress, "tag": Tag,
+    "run": Run,
+}  # fmt: skip
 
 
 def task_of(recipe: Any) -> str:
     """The task's name of a recipe, the word after `embedtune fit`."""
     return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The table in a TOML file; a syntax error is a UserError with its line."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"is not valid TOML: {error}", where=str(path)) from error
-
-
-def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:
-    """Build a recipe from a TOML table: unknown keys and wrong types are collected and reported together."""
-    problems: list[str] = []
-    task = next(name for name, each in RECIPES.items() if each is kind)
-    if (named := table.get("task", task)) != task:
-        problems.append(f"its task is {named!r}, not {task!r}")
-    recipe = _build(kind, {key: value for key, value in table.items() if key != "task"}, "", problems)
-    if problems:
-        fix = f"embedtune {'' if kind is Run else 'fit '}{task} --help lists every key"
-        raise UserError(f"{len(problems)} problem(s) in the recipe", where=where, details=problems, fix=fix)
-    return recipe
-
-
-def _build(kind: type, table: Mapping[str, Any], prefix: str, problems: list[str]) -> Any:
-    hints = get_type_hints(kind)
-    values = {}
-    for key, value in table.items():
-        if key not in hints:
-            problems.append(f"unknown key {prefix + key!r}{did_you_mean(key, list(hints))}")
-        elif dataclasses.is_dataclass(hints[key]):
-            if isinstance(value, Mapping):
-                values[key] = _build(typing.cast(type, hints[key]), value, f"{key}.", problems)
-            else:
-                problems.append(f"{prefix + key!r} must be a table [{key}]")
-        elif not fits(value, hints[key]):
-            problems.append(f"{prefix + key!r} must be {describe(hints[key])}, not {value!r}")
-        elif get_origin(hints[key]) is tuple:
-            values[key] = tuple(value)
-        else:
-            values[key] = float(value) if hints[key] in (float, float | None) and value is not None else value
-    return kind(**values)
-
-
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from TOML suits a field's type (an int suits a float; a bool suits neither)."""
-    if hint is Any:
-        return True
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        return any(fits(value, member) for member in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple) and all(fits(member, get_args(hint)[0]) for member in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-
-
-def wrong_types(recipe: Any) -> list[str]:
-    """Values of a recipe made in Python that its fields do not take; data may be a list there."""
-    found = []
-    for name, hint in get_type_hints(type(recipe)).items():
-        value = getattr(recipe, name)
-        if dataclasses.is_dataclass(hint):
-            kind = typing.cast(type, hint)
-            found += wrong_types(value) if isinstance(value, kind) else [f"{name} must be a {kind.__name__}"]
-        elif name not in ("train", "dev", "data", "queries") and not fits(value, hint):
-            found.append(f"{name} must be {describe(hint)}, not {value!r}")
-    return found
-
-
-def describe(hint: Any) -> str:
-    """A type in a user's words."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(describe(member) for member in get_args(hint) if member is not type(None))
-    if get_origin(hint) is tuple:
-        return "a list of whole numbers"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, str(hint))
-
-
-def to_toml(recipe: Any) -> str:
-    """The recipe as TOML; `None` is left out (TOML has no null and the default is None in those fields)."""
-    own, parts = [f'task = "{task_of(recipe)}"'], []
-    for item in dataclasses.fields(recipe):
-        value = getattr(recipe, item.name)
-        if dataclasses.is_dataclass(value):
-            parts += ["", f"[{item.name}]"]
-            parts += [line for f in dataclasses.fields(value) if (line := _line(value, f.name))]
-        elif line := _line(recipe, item.name):
-            own.append(line)
-    return "\n".join([*own, *parts]) + "\n"
-
-
-def _line(table: Any, name: str) -> str:
-    """`name = value`; a whole number in a field of numbers is written as one (2.0), as it is read again."""
-    value = getattr(table, name)
-    if value is None:
-        return ""
-    hint = get_type_hints(type(table))[name]
-    value = float(value) if hint in (float, float | None) else tuple(value) if get_origin(hint) is tuple else value
-    return f"{name} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float | int):
-        return repr(value)
-    if isinstance(value, str | Path):
-        # JSON's escapes are TOML's, except that TOML wants DEL escaped too.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(f"<{len(value)} rows given in Python>")

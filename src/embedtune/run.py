@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embedtune import files, limits, recipes, tune
+from embedtune import files, limits, schema, tune
 from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, Interrupted, UserError
 from embedtune.recipes import MLM, Contrastive, Ranking, Run
 
@@ -79,7 +79,7 @@ def _story(recipe: Run, home: Path, out: Path, listener: Any) -> Ended:
     from embedtune.enrich.write import write_rows
 
     found = parts.divide(recipe, listener.note)
-    _same_as_before(home, {"recipe": recipes.to_toml(recipe), "data": found.sha256})
+    _same_as_before(home, {"recipe": schema.to_toml(recipe), "data": found.sha256})
     for line in found.remarks:
         listener.note(line)
     base = recipe.model or tune.default_model()
@@ -195,7 +195,7 @@ def _judge(recipe: Run, base: str, adapted: str | None, found: Any, home: Path, 
         "drift": _drift(model_drift(*models)),
         "examples_of_pairs": found.examples,
         "repeat": [f"embedtune run {tune.name_of(recipe.data)} --out {out}", "embedtune run recipe.toml"],
-        "recipe": recipes.to_toml(dataclasses.replace(recipe, model=base, adapt=adapted is not None)),
+        "recipe": schema.to_toml(dataclasses.replace(recipe, model=base, adapt=adapted is not None)),
         "machine": _machine(files.read_json(tuned / "run.json")),
     }
     return _publish(story, base, keep_base, home, out)

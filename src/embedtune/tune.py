@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embedtune import files, limits, recipes
+from embedtune import files, limits, recipes, schema
 from embedtune.errors import Interrupted, UserError, did_you_mean
 from embedtune.judge import card
 
@@ -145,22 +145,31 @@ def _prepare(recipe: Any, home: Path, note: Any) -> Any:
             from embedtune.fit.objectives.contrastive import prepare_contrastive
 
             return prepare_contrastive(recipe, home, note)
-        case _:
+        case "scored":
             from embedtune.fit.objectives.scored import prepare_scored
 
             return prepare_scored(recipe, home, note)
+        case "tag":
+            from embedtune.fit.objectives.tag import prepare_tag
+
+            return prepare_tag(recipe, home, note)
+        case task:
+            from embedtune.fit.objectives.classify import prepare_classify, prepare_regress
+
+            return (prepare_classify if task == "classify" else prepare_regress)(recipe, home, note)
 
 
 def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
     from embedtune import plots
     from embedtune.fit.derive import resolve
     from embedtune.fit.engine import read_log, train
-    from embedtune.scoring import Scorer
+    from embedtune.scoring import Scorer, draw_answers, draw_scores
+    from embedtune.track import followed
 
     task = recipes.task_of(recipe)
     prepared = _prepare(recipe, home, listener.note)
     objective = prepared.objective
-    start = {"recipe": recipes.to_toml(recipe), **prepared.identity}
+    start = {"recipe": schema.to_toml(recipe), **prepared.identity}
     loop = _agree(home, start, resume)
     if loop is None:
         loop = dataclasses.replace(recipe.loop, measure=_measure(recipe.loop.measure, prepared))
@@ -169,16 +178,17 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
         files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
     final = dataclasses.replace(prepared.recipe, loop=loop)
-    files.write_text(home / "recipe.toml", recipes.to_toml(final))
+    files.write_text(home / "recipe.toml", schema.to_toml(final))
     for line in prepared.remarks:
         listener.note(line)
     title = f"{prepared.name} on {prepared.profile['name']}"
 
     def draw() -> None:
         plots.loss_curve(read_log(home), home / "loss", f"{title}: {card.TASKS[task]}", card.LOSSES[task])
+        draw_scores(read_log(home), task, home, title)
 
     scorer = Scorer(prepared, task, home)
-    outcome = train(objective, loop, scorer, home, draw, listener)
+    outcome = train(objective, loop, scorer, home, draw, followed(listener, recipe.loop.track, home))
     draw()
     listener.note(f"training ended: {outcome.why}")
     scores = _scores(home, scorer, outcome.best_step, loop.measure or "")
@@ -186,6 +196,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         _average(scores, scorer, outcome.best_step, loop.measure or "", listener)
     scores["verdict"] = card.verdict(scores)
     objective.save(home)
+    draw_answers(scorer, outcome.best_step, home, title)
     files.write_json(home / "scores.json", scores)
     facts = [
         *prepared.remarks,
@@ -193,7 +204,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         *outcome.state.events,
         *card.averaging(scores),
     ]
-    about = card.About(task, title, str(final.model), scores, prepared.profile, facts, recipes.to_toml(final))
+    about = card.About(task, title, str(final.model), scores, prepared.profile, facts, schema.to_toml(final))
     files.write_text(home / "README.md", card.markdown(about))
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
     return _publish(home, out)
@@ -211,6 +222,8 @@ def _scores(home: Path, scorer: Any, best_step: int, measure: str) -> dict[str, 
     """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
     objective, recipe = scorer.prepared.objective, scorer.prepared.recipe
     measured = _measured(home)
+    if baselines := scorer.baselines():
+        return _head_scores(measured[best_step], baselines, scorer, best_step, measure)
     start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
     against = "the base with its head trained alone" if start else "the base"
     difference = scorer.difference(start, best_step) if best_step != start else None
@@ -224,6 +237,24 @@ def _scores(home: Path, scorer: Any, best_step: int, measure: str) -> dict[str, 
         "best_step": best_step,
         "difference": dataclasses.asdict(difference) if difference else None,
         "against": "the untrained model" if getattr(recipe, "scratch", False) else against,
+    }
+
+
+def _head_scores(
+    tuned: dict[str, float], baselines: dict[str, dict[str, float]], scorer: Any, best_step: int, measure: str
+) -> dict[str, Any]:
+    """Dev measures of the baselines and of the best step, and the paired change from the last, strongest baseline."""
+    *_, strongest = baselines
+    return {
+        "task": scorer.task,
+        "measure": measure,
+        "compared": scorer.main,
+        "baselines": baselines,
+        "baseline": baselines[strongest],
+        "tuned": tuned,
+        "best_step": best_step,
+        "difference": dataclasses.asdict(scorer.difference(strongest, best_step)),
+        "against": f"the {strongest} on the untuned encoder",
     }
 
 

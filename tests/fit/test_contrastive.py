@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import corpus
-from embedtune import Loop, UserError, files, finetune, limits, plots, recipes, tune
+from embedtune import Loop, UserError, files, finetune, limits, plots, schema, tune
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import Interrupted
 from embedtune.fit import engine, ranking
@@ -193,7 +193,7 @@ def test_training_may_read_less_of_a_text_than_the_saved_model(fit):
     assert less.log[0]["dev_loss"] == full.log[0]["dev_loss"] != cut.log[0]["dev_loss"], "scored on all"
     assert json.loads((less.folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 96
     assert less.said("training reads the first 12 tokens of a text") and less.said("the saved model read 96")
-    assert recipes.read_toml(less.folder / "recipe.toml")["train_length"] == 12
+    assert schema.read_toml(less.folder / "recipe.toml")["train_length"] == 12
 
 
 def test_prompts_are_the_models_own_unless_given_and_are_saved(fit, tiny_model, tmp_path):
@@ -202,7 +202,7 @@ def test_prompts_are_the_models_own_unless_given_and_are_saved(fit, tiny_model, 
     assert given.said("prompts: 'ask: ' before anchors, '' before the other texts")
     own = fit(out="own", model=str(given.folder), max_steps=2)
     assert own.config["prompts"] == given.config["prompts"] and own.said("prompts: 'ask: ' before anchors")
-    stored = recipes.read_toml(own.folder / "recipe.toml")
+    stored = schema.read_toml(own.folder / "recipe.toml")
     assert (stored["query_prompt"], stored["document_prompt"]) == ("ask: ", "")
     plain = fit(out="plain", max_steps=2)
     assert not plain.said("prompts:") and plain.log != given.log
@@ -228,7 +228,7 @@ def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
     first = fit(train=str(path), measure=None, lr=None, max_tokens=None, eval_steps=None, log_steps=None, dims=(32, 8),
                 guide="base", guide_margin=0.1, merge="auto", query_prompt="q: ")  # fmt: skip
     stored = first.folder / "recipe.toml"
-    again = recipes.from_table(Contrastive, recipes.read_toml(stored), str(stored))
+    again = schema.from_table(Contrastive, schema.read_toml(stored), str(stored))
     assert limits.problems(again) == []
     for part in (again.loop, again.ranking, again):
         unset = {f.name for f in dataclasses.fields(part) if getattr(part, f.name) is None}
@@ -240,7 +240,7 @@ def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
 
 
 def test_dims_given_as_a_list_are_written_as_numbers():
-    written = recipes.to_toml(Contrastive(train=easy(3), ranking=Ranking(dims=[16, 8])))
+    written = schema.to_toml(Contrastive(train=easy(3), ranking=Ranking(dims=[16, 8])))
     assert "dims = [16, 8]" in written and 'train = "<3 rows given in Python>"' in written
 
 
@@ -518,7 +518,7 @@ def test_stock_losses_by_name(fit, name, dims):
         ran = fit(out=out, train=rows, loss=name, dims=dims, epochs=1, max_tokens=budget, measure="loss")
         logs.append([record["loss"] for record in ran.log if "loss" in record])
         assert ran.said(f"{name} takes the {many} negative(s) that every row has; the others are not used")
-        assert recipes.read_toml(ran.folder / "recipe.toml")["ranking"]["loss"] == name
+        assert schema.read_toml(ran.folder / "recipe.toml")["ranking"]["loss"] == name
     assert np.isfinite(logs[0]).all() and len(set(logs[0])) > 1
     assert logs[0] == pytest.approx(logs[1], rel=1e-3)
 

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 
 from conftest import corpus
-from embedtune import Loop, UserError, files, finetune, limits, plots, recipes, tune
+from embedtune import Loop, UserError, files, finetune, limits, plots, schema, tune
 from embedtune.data.pairs import read_scored
 from embedtune.encoder.encode import open_encoder
 from embedtune.errors import Interrupted
@@ -186,7 +186,7 @@ def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in graded(60, high=5.0)))
     first = fit(train=str(path), lr=None, max_tokens=None, eval_steps=None, log_steps=None, dims=(16,), merge="auto")
     stored = first.folder / "recipe.toml"
-    again = recipes.from_table(Scored, recipes.read_toml(stored), str(stored))
+    again = schema.from_table(Scored, schema.read_toml(stored), str(stored))
     assert limits.problems(again) == [] and (again.low, again.high, again.dims) == (0.0, 5.0, (16,))
     finished = finetune(again, tmp_path / "second")
     for name in SAME:

@@ -7,16 +7,20 @@ from scipy import stats
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import UserError
 from embedtune.judge import compare
+from embedtune.judge.classification import MEASURES, classification_report
 from embedtune.judge.compare import (
     Difference,
     changed_most,
+    interval,
     mean_interval,
     paired,
     ratio_difference,
     sign_flip,
     verdict,
 )
+from embedtune.judge.regression import regression_report
 from embedtune.judge.report import Report
+from embedtune.judge.tagging import tagging_report
 
 
 def report(values, model="m", name="nDCG@10", **more) -> Report:
@@ -265,3 +269,167 @@ def test_ratio_difference():
     rows = np.array([[8.0, 2], [9, 3], [4, 1], [6, 2]])
     change = ratio_difference(rows, rows - [[0.5, 0], [0.4, 0], [0.1, 0], [0.3, 0]], np.arange(4))
     assert change.value == pytest.approx(-1.3 / 8) and change.clear and change.p is None
+
+
+def classified(draw, n: int, classes: int = 4, skill: float = 1.5, gold=None, model="m") -> Report:
+    """Classes that are not equally frequent, and probabilities that are not calibrated."""
+    shares = 1 / np.arange(1, classes + 1)
+    gold = draw.choice(classes, n, p=shares / shares.sum()) if gold is None else gold
+    likely = np.exp(1.5 * draw.standard_normal((n, classes)) + 1.5 * skill * np.eye(classes)[gold])
+    names = [f"class {number}" for number in range(classes)]
+    items = tuple(map(str, range(n)))
+    return classification_report(gold, likely / likely.sum(1, keepdims=True), names, items=items, model=model, data="d")
+
+
+def several_classes(draw, n: int, skill: float) -> Report:
+    gold = np.arange(n * 3).reshape(n, 3) % 5 < 2
+    likely = 1 / (1 + np.exp(-2 * draw.standard_normal((n, 3)) - skill * (2 * gold - 1)))
+    return classification_report(gold, likely, "abc", items=tuple(map(str, range(n))), model="m", data="d", multi=True)
+
+
+def regressed(draw, n: int, skill: float) -> Report:
+    gold = np.arange(n) % 7 / 2
+    return regression_report(
+        gold, gold + draw.standard_normal(n) / skill, items=tuple(map(str, range(n))), model="m", data="d"
+    )
+
+
+def tagged(draw, n: int, skill: float) -> Report:
+    tags = ["O", "B-A", "I-A", "B-B"]
+    gold = [[tags[(row * 7 + place * place) % 4] for place in range(6)] for row in range(n)]
+    keep = 1 - 0.4 / skill
+    predicted = [[tag if draw.random() < keep else tags[draw.integers(4)] for tag in row] for row in gold]
+    return tagging_report(gold, predicted, items=tuple(map(str, range(n))), model="m", data="d")
+
+
+def one_class(draw, n: int, skill: float) -> Report:
+    return classified(draw, n, skill=skill, gold=np.arange(n) % 4)
+
+
+TASKS = {made.__name__: made for made in (one_class, several_classes, regressed, tagged)}
+KINDS = [(task, name) for task, made in TASKS.items() for name in made(np.random.default_rng(0), 9, 1).summary]
+
+
+def test_all_measures_are_there():
+    assert [name for task, name in KINDS if task == "one_class"] == list(MEASURES) and len(KINDS) == 8 + 5 + 5 + 4
+
+
+@pytest.mark.parametrize("task, name", KINDS)
+def test_every_measure_of_every_task_has_intervals(task, name):
+    a, b = TASKS[task](np.random.default_rng(0), 150, 1), TASKS[task](np.random.default_rng(1), 150, 3)
+    for report in (a, b):
+        low, high = interval(report, name.upper(), draws=500)
+        assert low < report.summary[name] < high, "of one report"
+        assert interval(report, name, draws=500) == (low, high), "same seed, same answer"
+    change = paired(a, b, name, draws=1000)
+    assert change.value == pytest.approx(b.summary[name] - a.summary[name], abs=1e-12)
+    assert change.low < change.value < change.high and change.items == change.groups == 150
+    assert change.clear == (change.p < 0.05)
+    if name != "ECE":
+        assert verdict([change]) == "WIN"
+    assert paired(a, a, name, draws=200).value == 0 and verdict([paired(a, a, name, draws=200)]) == "MARGINAL"
+
+
+@pytest.mark.parametrize("task, name", KINDS)
+def test_groups_of_every_measure(task, name):
+    """An item five times tells no more than once."""
+    once = TASKS[task](np.random.default_rng(2), 40, 1)
+    alone = interval(once, name, draws=1000)
+    five = {key: np.repeat(values, 5) for key, values in once.values.items()}
+    kept = {key: np.repeat(getattr(once, key), 5, axis=0) for key in ("gold", "predicted")}
+    counts = None if once.counts is None else np.repeat(once.counts, 5, axis=0)
+    items = tuple(f"{item}:{number}" for item in once.items for number in range(5))
+    many = Report(once.task, "d", "m", 0, items, once.summary, five, **kept, classes=once.classes, counts=counts)
+    together = interval(many, name, groups=[f"{number // 5:02}" for number in range(200)], draws=1000)
+    assert together == pytest.approx(alone, abs=1e-9)
+    wide, narrow = together[1] - together[0], np.subtract(*interval(many, name, draws=1000)[::-1])
+    # That of ECE ends at 0.
+    assert name == "ECE" or wide > 1.5 * narrow, "as if they were items of their own"
+
+
+def test_intervals_of_accuracy_and_f1_hold_the_truth():
+    truth = classified(np.random.default_rng(10), 300_000).summary
+    held = dict.fromkeys(("accuracy", "F1"), 0)
+    for seed in range(400):
+        found = classified(np.random.default_rng([11, seed]), 150)
+        for name in held:
+            low, high = interval(found, name, seed=seed, draws=400)
+            held[name] += low <= truth[name] <= high
+    for name, count in held.items():
+        assert 0.92 <= count / 400 <= 0.98, name
+
+
+def test_memory_of_many_items_in_few_groups_is_bounded(monkeypatch):
+    found, groups = classified(np.random.default_rng(3), 200), [f"{number % 5}" for number in range(200)]
+    whole, sizes = interval(found, "MCC", groups=groups, draws=300), []
+    of_mcc = compare.STATISTICS["classification"]["MCC"]
+
+    def watched(report, weights):
+        sizes.append(weights.size)
+        return of_mcc(report, weights)
+
+    monkeypatch.setattr(compare, "NUMBERS", 4000)
+    monkeypatch.setitem(compare.STATISTICS["classification"], "MCC", watched)
+    assert interval(found, "MCC", groups=groups, draws=300) == whole
+    assert max(sizes) <= 4000 and len(sizes) >= 15
+
+
+def test_intervals_of_a_mean():
+    draw = np.random.default_rng(12)
+    held = 0
+    for seed in range(1000):
+        low, high = interval(report(draw.random(40) < 0.9), "nDCG@10", seed=seed, draws=300)
+        assert 0 <= low < high <= 1
+        held += low <= 0.9 <= high
+    assert held >= 930, "a plain percentile interval holds it 88 times of 100"
+    low, high = interval(report(np.ones(50)), "nDCG@10")
+    assert 0.9 < low < 0.97 and high == 1, "50 right answers of 50"
+    assert interval(report(np.zeros(50)), "nDCG@10") == pytest.approx((0, 1 - low), abs=0.01)
+    loss = report(4 + draw.random(300), name="log_loss")
+    low, high = interval(loss, "log_loss")
+    wanted = stats.t.interval(0.95, 299, loss.summary["log_loss"], stats.sem(loss.values["log_loss"]))
+    assert (low, high) == pytest.approx(wanted, abs=0.004)
+
+
+def test_bias_of_many_classes_is_taken_away():
+    """F1 of 40 classes is lower on few items than on many, and on resamples once more."""
+    truth = classified(np.random.default_rng(13), 60_000, 40, 3).summary["F1"]
+    held, off = 0, []
+    for seed in range(80):
+        found = classified(np.random.default_rng([14, seed]), 300, 40, 3)
+        low, high = interval(found, "F1", seed=seed, draws=150)
+        held += low <= truth <= high
+        off.append((found.summary["F1"] - truth, (low + high) / 2 - truth))
+    plain, middle = np.mean(off, axis=0)
+    assert held >= 70 and plain < -0.01 and abs(middle) < abs(plain) / 2
+
+
+def test_less_of_a_loss_is_a_gain():
+    rng = np.random.default_rng
+    a, b = regressed(rng(1), 200, 1), regressed(rng(2), 200, 3)
+    for name, sign in (("MAE", -1), ("RMSE", -1), ("R2", 1)):
+        better, worse = paired(a, b, name, draws=500), paired(b, a, name, draws=500)
+        assert better.lower == (name in compare.LOWER) == (sign < 0) and sign * better.value > 0
+        assert verdict([better]) == "WIN" and verdict([worse]) == "REGRESSION"
+        assert verdict([better, worse]) == "REGRESSION"
+    falls, unclear = Difference(-0.1, -0.2, -0.05, 9, 9, lower=True), Difference(0.01, -0.1, 0.1, 9, 9, lower=True)
+    assert verdict([falls]) == "WIN" and verdict([falls, unclear]) == "MARGINAL", "one of them is above zero"
+
+
+def test_classes_and_gold_must_be_the_same():
+    rng = np.random.default_rng
+    a, b = classified(rng(0), 30), classified(rng(1), 30)
+    for name in ("accuracy", "F1"):
+        with pytest.raises(UserError, match="different gold"):
+            paired(a, b, name)
+        with pytest.raises(UserError, match="different classes"):
+            paired(a, classified(rng(0), 30, 5), name)
+    with pytest.raises(UserError, match="in 1 groups"):
+        interval(a, "F1", groups=["same"] * 30)
+    with pytest.raises(UserError, match="'nothing' was not measured"):
+        interval(a, "nothing")
+    bare = Report("similarity", "d", "m", 8, ("a", "b", "c"), {"spearman": 0.5})
+    with pytest.raises(UserError, match="keeps no predictions"):
+        interval(bare, "spearman")
+    with pytest.raises(UserError, match="keep no values of MAP"):
+        interval(Report("retrieval", "d", "m", 8, ("a", "b", "c"), {"MAP": 0.5}), "MAP")

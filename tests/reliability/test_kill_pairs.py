@@ -1,4 +1,4 @@
-"""kill -9 and signals in runs on pairs and scored pairs: resumed, they end as the uninterrupted run, bit for bit."""
+"""kill -9 and signals in runs on pairs, scores and labels: resumed, they end as the uninterrupted run, bit for bit."""
 
 import json
 import random
@@ -20,12 +20,18 @@ RUNS = {
     "--measure loss",
     "scored": f"fit scored scored.jsonl {SHARED} --lr 1e-3 --loss CosineSimilarityLoss --merge auto --measure loss",
     "pseudo": f"fit scored unscored.jsonl {SHARED} --lr 1e-3",
+    "classify": f"fit classify labels.jsonl {SHARED} --lr 1e-3 --weights balanced --label-smoothing 0.1",
+    "regress": f"fit regress scored.jsonl {SHARED} --lr 1e-3",
+    "tag": f"fit tag tags.jsonl {SHARED} --lr 1e-3 --measure loss",
 }
 KINDS = [
     ("contrastive", "minilm", "fp32"),
     ("contrastive", "bert", "bf16"),
     ("scored", "modernbert", "fp32"),
     ("pseudo", "bert", "fp32"),
+    ("classify", "bert", "fp32"),
+    ("regress", "minilm", "fp32"),
+    ("tag", "modernbert", "fp32"),
 ]
 
 
@@ -42,7 +48,11 @@ def write_pairs(folder):
         mixed = " ".join([*words[:kept], *others[kept:]])
         scored.append({"sentence1": " ".join(words), "sentence2": mixed, "score": number % 4})
     unscored = [{"sentence1": r["sentence1"], "sentence2": r["sentence2"]} for r in scored]
-    for name, found in (("pairs", rows), ("scored", scored), ("unscored", unscored)):
+    labels = [{"text": " ".join(r["positive"]), "label": n % 3} for n, r in enumerate(rows)]
+    tags = [{"tokens": r["sentence1"].split(), "tags": ["B-x" if len(w) > 4 else "O" for w in r["sentence1"].split()]}
+            for r in scored]  # fmt: skip
+    tables = {"pairs": rows, "scored": scored, "unscored": unscored, "labels": labels, "tags": tags}
+    for name, found in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
 
 
@@ -92,7 +102,11 @@ def killed(zygote, made, out, kills, draw):
     return struck
 
 
-@pytest.mark.parametrize("made, kills", [(KINDS[0], 2), (KINDS[1], 1), (KINDS[2], 1)], ids=lambda it: str(it))
+@pytest.mark.parametrize(
+    "made, kills",
+    [(kind, 2 if kind is KINDS[0] else 1) for kind in KINDS if kind[0] != "pseudo"],
+    ids=lambda it: str(it),
+)
 def test_killed_at_random_instants(zygote, whole, made, kills):
     """A handful here; many more of every kind in test_killed_200_times."""
     draw = random.Random(str(made))
@@ -113,7 +127,8 @@ def test_killed_200_times(zygote, whole):
 
 
 @pytest.mark.parametrize(
-    "task, watch, at", [("contrastive", "save:6", 4), ("contrastive", "finish", 9), ("scored", "finish", 1)]
+    "task, watch, at",
+    [("contrastive", "save:6", 4), ("contrastive", "finish", 9), ("scored", "finish", 1), ("tag", "finish", 3)],
 )
 def test_killed_while_it_writes(zygote, whole, task, watch, at):
     """In a checkpoint, while the averages are scored, and while the finished folder is written."""

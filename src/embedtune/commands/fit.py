@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedtune import recipes
+from embedtune import recipes, schema
 from embedtune.commands.shape import Command, Flags, Output, Talk, table
 
 
@@ -27,11 +27,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Trials:
+    """What is tried first."""
+
+    # Short trainings with each of some values, the best on dev then in full: --try lr=5e-5,3e-5,2e-5.
+    trials: str | None = None
+
+
+@dataclass(frozen=True)
 class FitMLM:
     """Masked language modelling on raw lines: the encoder learns the language of your text."""
 
     recipe: recipes.MLM
     place: Place
+    trials: Trials = Trials()
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class FitContrastive:
 
     recipe: recipes.Contrastive
     place: Place
+    trials: Trials = Trials()
 
 
 @dataclass(frozen=True)
@@ -48,17 +58,52 @@ class FitScored:
 
     recipe: recipes.Scored
     place: Place
+    trials: Trials = Trials()
+
+
+@dataclass(frozen=True)
+class FitClassify:
+    """Labels in, a classifier out: one class a text, or several."""
+
+    recipe: recipes.Classify
+    place: Place
+    trials: Trials = Trials()
+
+
+@dataclass(frozen=True)
+class FitRegress:
+    """Scores in, a regressor out: one number a text."""
+
+    recipe: recipes.Regress
+    place: Place
+    trials: Trials = Trials()
+
+
+@dataclass(frozen=True)
+class FitTag:
+    """Tagged sentences in, a tagger out."""
+
+    recipe: recipes.Tag
+    place: Place
+    trials: Trials = Trials()
 
 
 def fit(command: Any, talk: Talk) -> Output:
     """Train, and show base against tuned."""
     from embedtune.judge import card
-    from embedtune.tune import finetune
+    from embedtune.trials import try_out
+    from embedtune.tune import check_places, finetune, running
 
-    place = command.place
-    finished = finetune(command.recipe, place.out, resume=place.resume, discard=place.discard, force=place.force,
+    place, recipe, lines, out = command.place, command.recipe, [], Path(command.place.out)
+    if command.trials.trials and not place.resume:
+        check_places(out, running(out), False, place.discard, place.force)
+        tried = try_out(recipe, command.trials.trials, out, talk.listener())
+        recipe, measure = tried.recipe, card.label(tried.measure, recipes.task_of(recipe))
+        rows = [[value, f"{score:.4f}"] for value, score in tried.found.items()]
+        lines += [*table([f"tried: {tried.name}", measure], rows), ""]
+    finished = finetune(recipe, place.out, resume=place.resume, discard=place.discard, force=place.force,
                         listener=talk.listener())  # fmt: skip
-    lines = [
+    lines += [
         *table(*card.score_table(finished.scores)),
         *card.averaging(finished.scores),
         finished.scores["verdict"],
@@ -70,15 +115,16 @@ def fit(command: Any, talk: Talk) -> Output:
 def _defaults(kind: type, recipe_kind: type) -> Any:
     def find(argv: list[str]) -> Flags:
         """The recipe that flags change: of the run to be resumed, of a TOML file, or the defaults."""
-        argv, place, recipe = resume_takes_out(argv), Place(), recipe_kind()
+        argv = ["--trials" if word == "--try" else word for word in resume_takes_out(argv)]
+        place, recipe = Place(), recipe_kind()
         resuming = "--resume" in argv and (not argv or argv[0].startswith("-"))
         split = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
         out = Path(split[split.index("--out") + 1] if "--out" in split[:-1] else place.out)
         source = out.with_name(out.name + ".running") / "start.json" if resuming and out.name else None
         if source and source.is_file():
-            recipe = recipes.from_table(recipe_kind, _stored_recipe(source), str(source))
+            recipe = schema.from_table(recipe_kind, _stored_recipe(source), str(source))
         elif argv and argv[0].endswith(".toml"):
-            recipe = recipes.from_table(recipe_kind, recipes.read_toml(Path(argv[0])), argv[0])
+            recipe = schema.from_table(recipe_kind, schema.read_toml(Path(argv[0])), argv[0])
             argv = argv[1:]
         return argv, kind(recipe, place)
 
@@ -110,4 +156,7 @@ COMMANDS = {
     "fit mlm": _command(FitMLM, recipes.MLM, "masked language modelling on raw lines"),
     "fit contrastive": _command(FitContrastive, recipes.Contrastive, "pairs in, better retrieval out"),
     "fit scored": _command(FitScored, recipes.Scored, "scored pairs: similarities follow the scores"),
+    "fit classify": _command(FitClassify, recipes.Classify, "labels in, a classifier out"),
+    "fit regress": _command(FitRegress, recipes.Regress, "scores in, a regressor out"),
+    "fit tag": _command(FitTag, recipes.Tag, "tagged sentences in, a tagger out"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import recipes
+from embedtune.commands.judge_heads import has_heads, judge_heads
 from embedtune.commands.shape import Command, Output, Talk, models_first, refuse_existing, table
 from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, UserError
 
@@ -16,11 +17,15 @@ CLIP = 100  # characters of a text that is shown
 
 @dataclass(frozen=True)
 class Judge:
-    """Retrieval on BEIR folders and pairs, similarity on scored pairs; every model is compared with the first."""
+    """Retrieval on BEIR folders and pairs, similarity on scored pairs, and labels where the models have heads.
+
+    Every model is compared with the first.
+    """
 
     # Models: folders, hub names, openai:MODEL, vertex:MODEL. The first is the base of all comparisons.
     models: tuple[str, ...]
-    # What to judge on: a BEIR folder (or folder:split), pairs, or scored pairs; several are judged one by one.
+    # What to judge on: a BEIR folder (or folder:split), pairs, or scored pairs; for models with heads labelled texts,
+    # texts with scores, or tagged sentences. Several are judged one by one.
     data: tuple[str, ...]
     # Data of another kind that watches for forgetting.
     exam: str | None = None
@@ -63,6 +68,8 @@ def judge(command: Judge, talk: Talk) -> Output:
         raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
     if command.out:
         refuse_existing(command.out, command.force)
+    if has_heads(command.models):
+        return judge_heads(command, talk)
     measures = [str(m.parse(name)) for name in command.measures]
     names = [*command.data, *([command.exam] if command.exam else [])]
     columns = parse_columns(command.columns)

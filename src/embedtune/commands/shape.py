@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +22,9 @@ class Talk(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """The result: lines for a person, `data` for --json, and the exit code."""
+    """The result: lines for a person (printed as they come), `data` for --json, and the exit code."""
 
-    lines: Sequence[str]
+    lines: Iterable[str]
     data: Any = field(default=None, repr=False)
     code: int = 0
 

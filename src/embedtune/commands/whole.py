@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embedtune import recipes
+from embedtune import recipes, schema
 from embedtune.commands.fit import Place, resume_takes_out
 from embedtune.commands.shape import Command, Flags, Output, Talk
 
@@ -45,7 +45,7 @@ def _defaults(argv: list[str]) -> Flags:
 
     argv, recipe = resume_takes_out(argv), recipes.Run()
     if argv and argv[0].endswith(".toml"):
-        recipe = recipes.from_table(recipes.Run, recipes.read_toml(Path(argv[0])), argv[0])
+        recipe = schema.from_table(recipes.Run, schema.read_toml(Path(argv[0])), argv[0])
         argv = argv[1:]
     return argv, Whole(recipe, Place(out="embedtune-run"))
 

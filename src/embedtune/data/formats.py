@@ -122,7 +122,21 @@ def delimited(path: Path, add: Add) -> Items:
         yield Item(number, values, problem and problem._replace(at=", ".join(filter(None, (at, problem.at)))))
 
 
-def _delimited_records(path: Path, add: Add) -> Iterator[tuple[list[str] | None, Problem | None, str]]:
+def numbered(path: Path, add: Add) -> Items:
+    """`delimited` without a header: columns are "0", "1", ..., so many as a row has; in .tsv quotes mean nothing."""
+    first = True
+    for number, (cells, problem, at) in enumerate(_delimited_records(path, add, quotes=ending(path)[0] != ".tsv"), 1):
+        values = {str(place): cell for place, cell in enumerate(cells)} if cells else None
+        if values and first:
+            yield _header(values)
+            first = False
+        problem = problem or (BLANK if cells == [] else None)
+        yield Item(number, values, problem and problem._replace(at=", ".join(filter(None, (at, problem.at)))))
+
+
+def _delimited_records(
+    path: Path, add: Add, quotes: bool = True
+) -> Iterator[tuple[list[str] | None, Problem | None, str]]:
     """Each record's cells, its first problem, and the line or lines it stands on, in words."""
     csv.field_size_limit(2**31 - 1)  # process-wide, so generous: it is the record's size that is limited
     lines = _lines(path, add)
@@ -145,7 +159,12 @@ def _delimited_records(path: Path, add: Add) -> Iterator[tuple[list[str] | None,
         return text + "\n"
 
     delimiter = "\t" if ending(path)[0] == ".tsv" else ","
-    records = csv.reader(iter(next_line, None), delimiter=delimiter, strict=True)
+    records = csv.reader(
+        iter(next_line, None),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=True,
+    )
     while True:
         first = last = size = 0
         problem, cells = None, None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from embedtune.data.formats import Add, Item, Items, listed
 from embedtune.errors import UserError, short_list
 
 HUB = "hub:"
 
 
-def hub(name: str, add: Add) -> Items:
-    """The rows of a hub dataset, or of one that `datasets` finds in its cache or in a folder.
+def hub(name: str, add: Add, names: bool = False) -> Items:
+    """The rows of a hub dataset, or of one that `datasets` finds in its cache or in a folder; classes by their `names`.
 
     Raises UserError where `datasets` is missing, or has no such dataset, config or split.
     """
@@ -32,6 +34,8 @@ def hub(name: str, add: Add) -> Items:
         raise UserError(what, where=name, fix=f"hub:{path}:{config}:{sorted(found)[0]}")
     number = 0
     for batch in found[wanted].iter(256):
+        if names:
+            batch = {column: _named(cells, found[wanted].features[column]) for column, cells in batch.items()}
         rows = [dict(zip(batch, values)) for values in zip(*batch.values())]
         for item in listed(rows, add):
             # `listed` numbers each batch anew, and gives the header again.
@@ -40,3 +44,12 @@ def hub(name: str, add: Add) -> Items:
                 yield item._replace(number=number)
             elif number == 0:
                 yield item
+
+
+def _named(cells: list[Any], feature: Any) -> list[Any]:
+    """Numbers of classes, or lists of them, as names; the -1 of rows without a label as None."""
+    if known := getattr(feature, "names", None):
+        return [known[cell] if isinstance(cell, int) and 0 <= cell < len(known) else None for cell in cells]
+    if inner := getattr(feature, "feature", None):
+        return [cell if cell is None or isinstance(cell, dict) else _named(cell, inner) for cell in cells]
+    return cells

@@ -80,15 +80,20 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     bad_rows: BadRows = "fail",
     counts: Counts | None = None,
+    header: bool = True,
+    names: bool = False,
 ) -> Iterator[Row]:
     """Stream the rows of a file, folder or list; `columns` renames: {"text": "body"} takes "body" as "text".
+
+    Without a `header` the columns of .csv and .tsv are called "0", "1", ..., and quotes mean nothing in .tsv.
+    With `names` the classes of hub datasets are their names instead of numbers.
 
     bad_rows: "fail" stops at the first bad row with a UserError; "skip" leaves bad rows out; "replace" mends
     what can be mended (U+FFFD for bytes that are no UTF-8 and for NULs, over-long lines of .txt cut) and
     leaves out the rest. Nothing is dropped or mended without being tallied in `counts`. A `document` is a run
     of lines between blank lines in .txt, and one record everywhere else.
     """
-    return _read(data, columns, bad_rows, counts, text=False)
+    return _read(data, columns, bad_rows, counts, text=False, header=header, names=names)
 
 
 def read_texts(
@@ -106,14 +111,20 @@ def read_texts(
 
 
 def _read(
-    data: DataLike, columns: Mapping[str, str] | None, bad_rows: str, counts: Counts | None, text: bool
+    data: DataLike,
+    columns: Mapping[str, str] | None,
+    bad_rows: str,
+    counts: Counts | None,
+    text: bool,
+    header: bool = True,
+    names: bool = False,
 ) -> Iterator[Row]:
     if bad_rows not in get_args(BadRows):
         known = ", ".join(get_args(BadRows))
         raise UserError(f"must be one of {known}, not {bad_rows!r}", where="--bad-rows")
     tally = counts if counts is not None else Counts()
     rows, used, size, document = tally.rows, tally.used, tally.bytes, -1
-    for file, unit, items in _sources(data, tally):
+    for file, unit, items in _sources(data, tally, header, names):
         renamed: dict[str, str] = {}
         fresh = True
         for item in items:
@@ -141,11 +152,11 @@ def _read(
         raise _nothing_usable(data, tally, tally.rows - rows, "text" if text else "row")
 
 
-def _sources(data: DataLike, tally: Counts) -> Iterator[tuple[str, str, Items]]:
+def _sources(data: DataLike, tally: Counts, header: bool, class_names: bool) -> Iterator[tuple[str, str, Items]]:
     """For each file: its name, what a row of it is called, and its items."""
     if isinstance(data, str) and data.startswith(HUB):
         tally.files.append(data)
-        yield data, "row", hub(data, tally.add)
+        yield data, "row", hub(data, tally.add, class_names)
     elif isinstance(data, (str, Path)):
         found, ignored = find_files(data)
         tally.ignored += ignored
@@ -156,7 +167,8 @@ def _sources(data: DataLike, tally: Counts) -> Iterator[tuple[str, str, Items]]:
             tally.files.append(str(path))
             form, before = ending(path)[0], tally.bytes
             unit = "line" if form in (".txt", ".jsonl") else "row"
-            yield str(path), unit, formats.READERS[form](path, tally.add)
+            reader = formats.READERS[form] if header or form not in (".csv", ".tsv") else formats.numbered
+            yield str(path), unit, reader(path, tally.add)
             if tally.bytes == before and len(found) > 1:
                 tally.notes.append(f"{path}: is empty")
     elif isinstance(data, Sequence) and not isinstance(data, (bytes, bytearray)):

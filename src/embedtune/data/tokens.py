@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Tokens:
     affix: int  # special tokens that every row has
     lines: int
     chunked: int
+    types: np.ndarray | None = None  # token type ids, as `ids`, where rows are pairs of texts
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -41,6 +43,11 @@ class Tokens:
     def row(self, number: int) -> np.ndarray:
         """Token ids of one row, special tokens included, (length,)."""
         return self.ids[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+    def types_of(self, number: int) -> np.ndarray:
+        """Token type ids of one row, (length,): 0, and 1 where the second text of a pair stands."""
+        assert self.types is not None
+        return self.types[self.ends[number - 1] if number else 0 : self.ends[number]]
 
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,) int64."""
@@ -131,6 +138,39 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path,
     return open_tokens(folder)
 
 
+def tokenize_texts(texts: Iterable[tuple[str, str | None]], tokenizer: Any, max_length: int, folder: Path) -> Tokens:
+    """One row for each text or pair of texts, joined and cut (the longer first) as the tokenizer itself does.
+
+    Rows that were cut are counted in `chunked`. Token type ids are kept where there are pairs.
+    """
+    backend = uncut(tokenizer)
+    backend.enable_truncation(max_length)
+    before, after = affixes(tokenizer)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    folder.mkdir(parents=True, exist_ok=True)
+    end, number, cut, pairs = 0, 0, 0, False
+    with ExitStack() as stack:
+        ids_file, types_file, rows_file = (
+            stack.enter_context(files.growing(folder / name)) for name in ("ids.bin", "types.bin", "rows.bin")
+        )
+        for some in _some(texts, LINES):
+            found = backend.encode_batch([text if pair is None else (text, pair) for text, pair in some])
+            pairs = pairs or any(pair is not None for _, pair in some)
+            for encoding, (text, pair) in zip(found, some, strict=True):
+                end += len(encoding.ids)
+                cut += bool(encoding.overflowing)
+                ids_file.write(np.array(encoding.ids, dtype).tobytes())
+                types_file.write(np.array(encoding.type_ids, np.uint8).tobytes())
+                rows_file.write(np.array([end, number, 0, len(text) + len(pair or "")], np.int64).tobytes())
+                number += 1
+    files.write_json(
+        folder / "tokens.json",
+        {"dtype": np.dtype(dtype).name, "affix": len(before) + len(after), "lines": number, "chunked": cut,
+         "pairs": pairs},
+    )  # fmt: skip
+    return open_tokens(folder)
+
+
 def open_tokens(folder: Path) -> Tokens:
     """Map the files that `tokenize` wrote."""
     about = files.read_json(folder / "tokens.json")
@@ -150,7 +190,14 @@ def open_tokens(folder: Path) -> Tokens:
         about["affix"],
         about["lines"],
         about["chunked"],
+        mapped("types.bin", np.uint8) if about.get("pairs") else None,
     )
+
+
+def _some(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
 
 
 def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:

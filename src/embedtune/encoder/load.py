@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,12 +43,19 @@ class Loaded:
     offset: int = 0  # what the first token's position is numbered
     padded: str | None = None  # why the model runs padded; None where it runs padding-free
 
-    def collate(self, rows: list) -> dict[str, Any]:
-        """Token rows as the model takes them: packed end to end, or padded where the architecture needs it."""
+    def collate(self, rows: list, types: list | None = None) -> dict[str, Any]:
+        """Token rows as the model takes them: packed end to end, or padded where the architecture needs it.
+
+        `types`: token type ids of each row, where the model tells the texts of a pair apart by them.
+        """
         device = next(self.model.parameters()).device
         if self.padded is None:
-            return varlen.pack(rows, self.offset, device)
-        return varlen.pad(rows, self.tokenizer.pad_token_id or 0, device)
+            features = varlen.pack(rows, self.offset, device)
+            ids = None if types is None else torch.from_numpy(np.concatenate(types).astype(np.int64))[None].to(device)
+        else:
+            features = varlen.pad(rows, self.tokenizer.pad_token_id or 0, device)
+            ids = None if types is None else varlen.pad(types, 0, device)["input_ids"]
+        return features if ids is None else {**features, "token_type_ids": ids}
 
 
 def quiet() -> None:
@@ -206,37 +214,50 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     """
     from transformers import AutoModelForMaskedLM
 
+    loaded = load_stock(folder, AutoModelForMaskedLM, seed, {}, "a masked language model")
+    if loaded.tokenizer.mask_token_id is None:
+        raise UserError("its tokenizer has no mask token, so it cannot learn by masking", where=str(folder))
+    return loaded
+
+
+def load_stock(folder: Path, auto: Any, seed: int, settings: dict[str, Any], words: str) -> Loaded:
+    """A folder as the stock model that `auto` picks for it, float32, its config changed by `settings`.
+
+    Weights of the head that the folder lacks, or has in another shape, are made fresh from `seed`; encoder weights
+    that are missing, damaged or not finite are a UserError, which calls the model `words`.
+    """
     quiet()
     varlen.register()
     check_folder(folder)
     config = open_config(folder)
     changed = without_attention_dropout(config)
+    for name, value in settings.items():
+        setattr(config, name, value)
     tokenizer = load_tokenizer(folder)
     torch.manual_seed(seed)
     try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            attn_implementation=_attention_for(config),
+            ignore_mismatched_sizes=bool(settings),
+            attn_implementation=_attention_for(config, auto),
         )
     except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
-        raise UserError(
-            f"cannot be opened as a masked language model: {first_line(error)}", where=str(folder)
-        ) from error
-    missing = sorted(info["missing_keys"])
+        raise UserError(f"cannot be opened as {words}: {first_line(error)}", where=str(folder)) from error
+    mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]
     loaded = Loaded(
         model,
         tokenizer,
         folder,
         min(stated_length(folder, tokenizer), config.max_position_embeddings - varlen.position_offset(model)),
-        missing,
+        sorted({*info["missing_keys"], *mismatched}),
         config_values=changed,
     )
-    _check_loaded(loaded, info)
+    _check_loaded(loaded, mismatched if not settings else [])
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
     loaded.offset, loaded.padded = varlen.position_offset(model), varlen.why_padded(model)
     return loaded
@@ -252,11 +273,9 @@ def open_config(folder: Path) -> Any:
         raise UserError(f"cannot be used: {first_line(error)}", where=str(folder / "config.json")) from error
 
 
-def _attention_for(config: Any) -> str:
+def _attention_for(config: Any, auto: Any) -> str:
     """Our attention where the architecture lets functions be registered, else torch's or the model's own."""
-    from transformers import AutoModelForMaskedLM
-
-    kind = AutoModelForMaskedLM._model_mapping[type(config)]
+    kind = auto._model_mapping[type(config)]
     supported = getattr(kind, "_supports_attention_backend", False) or getattr(kind, "_supports_sdpa", False)
     return varlen.ATTENTION if supported else "eager"
 
@@ -271,12 +290,12 @@ def without_attention_dropout(config: Any) -> dict[str, Any]:
     return changed
 
 
-def _check_loaded(loaded: Loaded, info: dict[str, Any]) -> None:
+def _check_loaded(loaded: Loaded, mismatched: list[str]) -> None:
     model, where = loaded.model, str(loaded.folder)
     prefix = model.base_model_prefix + "."
-    lost = [name for name in loaded.fresh if name.startswith(prefix)]
-    if lost or info.get("mismatched_keys"):
-        names = lost or [str(key) for key in info["mismatched_keys"]]
+    lost = [name for name in loaded.fresh if name.startswith(prefix) and not name.startswith(prefix + "pooler.")]
+    if lost or mismatched:
+        names = lost or mismatched
         raise UserError(
             f"its weights do not fit its config: {len(names)} missing or of another shape",
             where=where,
@@ -292,8 +311,6 @@ def _check_loaded(loaded: Loaded, info: dict[str, Any]) -> None:
             f"the tokenizer has {len(loaded.tokenizer):,} tokens, the model only {rows:,}: they do not belong together",
             where=where,
         )
-    if loaded.tokenizer.mask_token_id is None:
-        raise UserError("its tokenizer has no mask token, so it cannot learn by masking", where=where)
 
 
 def _carry(model: Any, folder: Path, unexpected: set[str]) -> dict[str, Tensor]:
@@ -324,8 +341,11 @@ def stated_length(folder: Path, tokenizer: Any) -> int:
     return min(limits, default=512)
 
 
-def save(loaded: Loaded, folder: Path) -> None:
-    """Write a folder that transformers and sentence-transformers load as it is; weights in float32."""
+def save(loaded: Loaded, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a folder that transformers and sentence-transformers load as it is; weights in float32.
+
+    `weights`: what to write instead of the model's own state, where that has other names (LoRA).
+    """
     model = loaded.model
     for name, value in loaded.config_values.items():
         setattr(model.config, name, value)
@@ -336,7 +356,7 @@ def save(loaded: Loaded, folder: Path) -> None:
     tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
     tensors = {
         name: tensor.detach().float().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (weights or model.state_dict()).items()
         if name not in tied
     }
     files.write_tensors(folder / "model.safetensors", {**loaded.carried, **tensors}, {"format": "pt"})

@@ -33,6 +33,7 @@ from embedtune.recipes import Loop
 HEAD_RATE = 1e-3  # learning rate of a fresh head while it is trained alone
 MOST_SKIPPED = 3  # steps in a row whose gradients were not finite
 PLOT_SECONDS = 60
+FALLING = ("loss", "perplexity", "ECE", "MAE", "RMSE")  # measures of which less is better
 
 
 class Step(NamedTuple):
@@ -312,9 +313,8 @@ class Run:
 
 
 def better(measure: str, value: float, than: float) -> bool:
-    """Whether a measure got better: losses and perplexities fall, everything else rises."""
-    falls = "loss" in measure or "perplexity" in measure
-    return value < than if falls else value > than
+    """Whether a measure got better: losses, perplexities and errors fall, everything else rises."""
+    return value < than if any(word in measure for word in FALLING) else value > than
 
 
 def read_log(home: Path) -> list[dict[str, Any]]:

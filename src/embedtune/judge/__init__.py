@@ -1,1 +1,1 @@
-"""JUDGED: retrieval, similarity, paired comparisons, drift, the report, the model card."""
+"""JUDGED: retrieval, similarity, labels, scores, tags, paired comparisons, drift, the report, the model card."""

@@ -10,11 +10,17 @@ TASKS = {
     "mlm": "masked language modelling",
     "contrastive": "contrastive pairs",
     "scored": "scored pairs",
+    "classify": "labelled texts",
+    "regress": "texts with scores",
+    "tag": "tagged sentences",
 }
 LOSSES = {
     "mlm": "loss per masked token (nats)",
     "contrastive": "ranking loss (nats)",
     "scored": "mean squared gap",
+    "classify": "log loss (nats)",
+    "regress": "mean squared gap",
+    "tag": "log loss per word (nats)",
 }
 LABELS = {
     "dev_perplexity": "pseudo-perplexity",
@@ -22,7 +28,17 @@ LABELS = {
     "dev_loss_per_character": "loss per character (nats)",
     "dev_spearman": "Spearman",
     "dev_pearson": "Pearson",
+    "dev_balanced_accuracy": "balanced accuracy",
+    "dev_F1_micro": "F1 (micro)",
+    "dev_ROC_AUC": "ROC AUC",
+    "dev_ECE": "calibration error (ECE)",
 }
+# Measures whose name means another thing in another task.
+OWN_LABELS = {
+    "classify": {"dev_accuracy": "accuracy", "dev_F1": "F1 (macro)"},
+    "tag": {"dev_accuracy": "accuracy of words", "dev_F1": "F1 (entities)", "dev_precision": "precision (entities)",
+            "dev_recall": "recall (entities)"},
+}  # fmt: skip
 SCORED_ON = {
     "mlm": "Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the "
     "exponential of the loss per masked token.",
@@ -31,6 +47,11 @@ SCORED_ON = {
     "little flattered; judge it on data of its own with `embedtune judge`.",
     "scored": "Scored on {dev_pairs:,} held-out pairs, which also chose the best step. The loss is the mean squared "
     "difference between cosine similarity and score.",
+    "classify": "Scored on {dev_rows:,} held-out texts, which also chose the best step, so the scores of the tuned "
+    "model are a little flattered; judge it on data of its own with `embedtune judge`.",
+    "regress": "Scored on {dev_rows:,} held-out texts, which also chose the best step.",
+    "tag": "Scored on {dev_rows:,} held-out sentences, which also chose the best step. An entity counts as right where "
+    "its type and both its ends are.",
 }
 LIMITS = {
     "mlm": "Lower masked-language loss means that the encoder knows this language better. It does not by itself mean "
@@ -39,6 +60,9 @@ LIMITS = {
     "BASE TUNED` with data of another kind shows that.",
     "scored": "A model that follows these scores better may have become worse at something else. `embedtune judge "
     "BASE TUNED` with data of another kind shows that.",
+    "classify": "It knows these classes only, and says one of them whatever the text is.",
+    "regress": "It gives a number for any text, also for texts of a kind that it has never seen.",
+    "tag": "It knows these types of entities only.",
 }
 USE_MLM = """from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM
@@ -50,11 +74,24 @@ USE = """from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/folder")
 queries, documents = model.encode_query(["a question"]), model.encode_document(["a text"])
 print(model.similarity(queries, documents))"""
+USE_HEAD = """from transformers import pipeline
+
+predict = pipeline("{pipeline}", model="path/to/this/folder")
+print(predict("a text"))
+
+# or: embedtune predict path/to/this/folder texts.txt"""
+PIPELINES = {
+    "mlm": "fill-mask",
+    "classify": "text-classification",
+    "regress": "text-classification",
+    "tag": "token-classification",
+}
+LIBRARIES = {"classify": "transformers", "regress": "transformers", "tag": "transformers"}
 
 CARD = """---
-library_name: sentence-transformers
+library_name: {library}
 pipeline_tag: {pipeline}
-tags: [sentence-transformers, embedtune, {pipeline}]
+tags: [{library}, embedtune, {pipeline}]
 ---
 
 # {title}
@@ -112,8 +149,9 @@ class About:
 
 def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of base against tuned, as text; the head alone has a column where there was a fresh one."""
-    columns = [(name, scores[name]) for name in ("baseline", "head_alone", "tuned") if scores.get(name)]
-    header = ["measure", *(name.replace("_", " ") for name, _ in columns)]
+    plain = {name.replace("_", " "): scores[name] for name in ("baseline", "head_alone") if scores.get(name)}
+    columns = [*(scores.get("baselines") or plain).items(), ("tuned", scores["tuned"])]
+    header = ["measure", *(name for name, _ in columns)]
     rows = [
         [label(measure, scores["task"]), *(f"{values[measure]:,.4f}" for _, values in columns)]
         for measure in columns[0][1]
@@ -123,7 +161,8 @@ def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def label(measure: str, task: str) -> str:
     """A dev measure in words."""
-    return LOSSES[task] if measure == "dev_loss" else LABELS.get(measure, measure.removeprefix("dev_"))
+    known = {**LABELS, **OWN_LABELS.get(task, {}), "dev_loss": LOSSES[task]}
+    return known.get(measure, measure.removeprefix("dev_"))
 
 
 def verdict(scores: Mapping[str, Any]) -> str:
@@ -132,11 +171,11 @@ def verdict(scores: Mapping[str, Any]) -> str:
     against = scores["against"]
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
-    unit = "rows" if scores["task"] == "mlm" else "pairs" if scores["task"] == "scored" else "queries"
+    unit = {"contrastive": "queries", "scored": "pairs", "tag": "sentences"}.get(scores["task"], "rows")
     interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} {unit}"
     name = scores["compared"]
     what = f"{name.replace('_', ' ')} {change['value']:+.4f} ({interval})"
-    falls = "loss" in name
+    falls = bool(change.get("lower")) or "loss" in name
     if (change["high"] < 0) if falls else (change["low"] > 0):
         return f"Better than {against}: {what}."
     if (change["low"] > 0) if falls else (change["high"] < 0):
@@ -157,6 +196,8 @@ def averaging(scores: Mapping[str, Any]) -> list[str]:
 def markdown(about: About) -> str:
     """README.md of the output folder, with the front matter that sentence-transformers and the hub read."""
     header, rows = score_table(about.scores)
+    pipeline = PIPELINES.get(about.task, "sentence-similarity")
+    use = {"mlm": USE_MLM, **dict.fromkeys(LIBRARIES, USE_HEAD.replace("{pipeline}", pipeline))}.get(about.task, USE)
     table = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     text = [
         f"- {key.replace('_', ' ')}: {f'{value:,}' if isinstance(value, int) else value}"
@@ -164,7 +205,8 @@ def markdown(about: About) -> str:
         if value not in (None, {}, [])
     ]
     return CARD.format(
-        pipeline="fill-mask" if about.task == "mlm" else "sentence-similarity",
+        pipeline=pipeline,
+        library=LIBRARIES.get(about.task, "sentence-transformers"),
         title=about.title,
         base=about.base,
         task=TASKS[about.task],
@@ -175,5 +217,5 @@ def markdown(about: About) -> str:
         facts="\n".join(f"- {fact}" for fact in about.facts),
         limits=LIMITS[about.task],
         recipe=about.recipe.rstrip(),
-        use=USE_MLM if about.task == "mlm" else USE,
+        use=use,
     )

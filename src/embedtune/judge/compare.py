@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import UserError
 from embedtune.judge.report import Report
-from embedtune.judge.similarity import CORRELATIONS
+from embedtune.judge.statistics import BIASED, LOWER, STATISTICS
 
 DRAWS = 2000
 PAIRED_DRAWS = 10_000
@@ -23,7 +23,10 @@ Verdict = Literal["WIN", "MARGINAL", "REGRESSION"]
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A with its 95 % interval; `items` and the `groups` they were resampled in; two-sided `p`."""
+    """B minus A with its 95 % interval; `items` and the `groups` they were resampled in; two-sided `p`.
+
+    `lower` says that less is better of this measure.
+    """
 
     value: float
     low: float
@@ -31,6 +34,7 @@ class Difference:
     items: int
     groups: int
     p: float | None = None
+    lower: bool = False
 
     @property
     def clear(self) -> bool:
@@ -47,34 +51,59 @@ def paired(
     seed: int = 0,
     draws: int = PAIRED_DRAWS,
 ) -> Difference:
-    """How much better `b` is than `a` in a measure that both reports have, on the same items.
+    """How much more `b` has than `a` of a measure that both reports have, on the same items.
 
-    For a mean of per-item values the interval is `mean_interval` and p that of `sign_flip`; for a correlation the
-    expanded percentile interval of the correlation on resampled items, and the p at which that interval would touch
+    For a mean of per-item values the interval is `mean_interval` and p that of `sign_flip`; for any other measure the
+    expanded percentile interval of its difference on resampled items, and the p at which that interval would touch
     zero. `groups` (n,) names for each item what it belongs to; items of one group are drawn together. Raises
-    UserError where the items differ, or where there are fewer than two groups.
+    UserError where items, gold or classes differ, or where there are fewer than two groups.
     """
     name = a.measure(measure)
     b.measure(name)
-    if a.items != b.items:
-        what = f"the reports are of different items: {len(a.items):,} of {a.data} and {len(b.items):,} of {b.data}"
-        raise UserError(what, where=f"{a.model} and {b.model}", fix="judge both on the same data")
-    n = len(a.items)
-    if groups is not None and len(groups) != n:
-        raise ValueError(f"{len(groups)} groups for {n} items")
-    place = np.arange(n) if groups is None else np.unique(np.array([str(g) for g in groups]), return_inverse=True)[1]
-    count = int(place.max(initial=-1)) + 1
-    if count < 2:
-        raise UserError(f"{n} items in {count} groups: an interval needs at least two", where=a.data)
+    _refuse_different(a, b)
+    n, lower = len(a.items), name in LOWER
+    place, count = _places(a, groups)
     if name in a.values:
         change = b.values[name] - a.values[name]
         sums = np.bincount(place, weights=change)
         low, high = mean_interval(sums, np.bincount(place), seed=seed, draws=draws)
-        return Difference(float(change.mean()), low, high, n, count, sign_flip(sums, seed=seed, draws=draws))
-    drawn = _correlations(a, b, name, place, seed, draws)
+        return Difference(float(change.mean()), low, high, n, count, sign_flip(sums, seed=seed, draws=draws), lower)
+    before, after = _resampled([a, b], name, place, seed, draws)
     value = float(b.summary[name] - a.summary[name])
-    low, high = (float(x) for x in np.quantile(drawn, _tails(count)))
-    return Difference(value, low, high, n, count, _p_of_interval(drawn, count))
+    low, high = (float(x) for x in np.quantile(after - before, _tails(count)))
+    return Difference(value, low, high, n, count, _p_of_interval(after - before, count), lower)
+
+
+def interval(
+    report: Report,
+    measure: object,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[float, float]:
+    """95 % interval of a measure of one report, had other items of the same kind been drawn.
+
+    For a mean of values from 0 to 1 it is `mean_interval` with two more items, one of 0 and one of 1: 50 right answers
+    of 50 do not make sure of the next. For other means it is `mean_interval`, for any other measure the expanded
+    percentile interval on resampled items: too narrow where a handful of items are wrong, without width where none is.
+    In simulations it held the true macro F1 in 94 to 95 % of sets of 50 to 800 items in 4 classes, and in 93 and 96 %
+    of 300 and 1,500 items in 77; the true ECE in 90 to 93 % where that was 0.05, but in half of them where it was 0: a
+    few hundred items cannot tell good calibration from noise. `groups` as in `paired`. Raises UserError where there
+    are fewer than two groups.
+    """
+    name = report.measure(measure)
+    place, count = _places(report, groups)
+    if name not in report.values:
+        low, high = (float(x) for x in np.quantile(_resampled([report], name, place, seed, draws)[0], _tails(count)))
+        value = float(report.summary[name])
+        return (max(0.0, min(low, value)), min(1.0, max(high, value))) if name in BIASED else (low, high)
+    sums, sizes = np.bincount(place, weights=report.values[name]), np.bincount(place).astype(np.float64)
+    if name not in LOWER:
+        sums, sizes = np.append(sums, [0, sizes.mean()]), np.append(sizes, [sizes.mean()] * 2)
+    mean = sums.sum() / sizes.sum()
+    low, high = mean_interval(sums - mean * sizes, sizes, seed=seed, draws=draws)
+    return max(0.0, float(mean + low)), float(mean + high if name in LOWER else min(1.0, mean + high))
 
 
 def mean_interval(
@@ -135,11 +164,12 @@ def sign_flip(sums: np.ndarray, *, seed: int = 0, draws: int = PAIRED_DRAWS) -> 
 
 def verdict(differences: Sequence[Difference]) -> Verdict:
     """Of one main measure, on one or more data sets: REGRESSION where an interval lies below zero; WIN where one lies
-    above it and no value is below; else MARGINAL.
+    above it and no value is below; else MARGINAL. Where less is better, above and below change places.
     """
-    if any(change.high < 0 for change in differences):
+    gains = [(-c.high, -c.value, -c.low) if c.lower else (c.low, c.value, c.high) for c in differences]
+    if any(high < 0 for _, _, high in gains):
         return "REGRESSION"
-    won = any(change.low > 0 for change in differences) and all(change.value >= 0 for change in differences)
+    won = any(low > 0 for low, _, _ in gains) and all(value >= 0 for _, value, _ in gains)
     return "WIN" if won else "MARGINAL"
 
 
@@ -235,19 +265,53 @@ def _drawn_rows(pool: int, count: int, draws: int, seed: int) -> Iterator[np.nda
         yield generator.integers(0, pool, (min(step, draws - first), count), dtype=np.int64)
 
 
-def _correlations(a: Report, b: Report, name: str, place: np.ndarray, seed: int, draws: int) -> np.ndarray:
-    """The difference of the two correlations on each resample of the groups: (draws,)."""
-    statistic: Callable[..., np.ndarray] = CORRELATIONS[name]
-    gold, before, after = a.gold, a.predicted, b.predicted
-    if gold is None or b.gold is None or before is None or after is None or not np.array_equal(gold, b.gold):
-        raise UserError("the reports have different gold scores", where=a.data, fix="judge both on the same data")
+def _refuse_different(a: Report, b: Report) -> None:
+    """Raise UserError where two reports are not of the same items with the same gold and the same classes."""
+    where, fix = f"{a.model} and {b.model}", "judge both on the same data"
+    if a.items != b.items:
+        what = f"the reports are of different items: {len(a.items):,} of {a.data} and {len(b.items):,} of {b.data}"
+        raise UserError(what, where=where, fix=fix)
+    if a.task == "classification" and a.classes != b.classes:
+        raise UserError("the reports are of different classes", where=where, fix=fix)
+    golds = [report.gold for report in (a, b) if report.gold is not None]
+    if len(golds) == 1 or (golds and not np.array_equal(golds[0], golds[1])):
+        raise UserError("the reports have different gold scores", where=a.data, fix=fix)
+
+
+def _places(report: Report, groups: Sequence[Hashable] | None) -> tuple[np.ndarray, int]:
+    """The number of each item's group (n,), and how many groups there are; items are their own where none are given."""
+    n = len(report.items)
+    if groups is not None and len(groups) != n:
+        raise ValueError(f"{len(groups)} groups for {n} items")
+    place = np.arange(n) if groups is None else np.unique(np.array([str(g) for g in groups]), return_inverse=True)[1]
+    count = int(place.max(initial=-1)) + 1
+    if count < 2:
+        raise UserError(f"{n} items in {count} groups: an interval needs at least two", where=report.data)
+    return place, count
+
+
+def _resampled(reports: Sequence[Report], name: str, place: np.ndarray, seed: int, draws: int) -> np.ndarray:
+    """The measure of each report on each resample of the groups, the same ones for all: (reports, draws).
+
+    A measure that is biased is off from its value on the resamples as the value is off from the truth. Twice that is
+    taken away: once for the resamples and once for the value.
+    """
+    statistic = STATISTICS[reports[0].task].get(name)
+    if statistic is None:
+        raise UserError(f"the reports keep no values of {name}", where=reports[0].data, fix="judge again")
     count = int(place.max()) + 1
+    step = max(1, NUMBERS // len(place))
     parts = []
     for rows in _drawn_rows(count, count, draws, seed):
         flat = (rows + count * np.arange(len(rows))[:, None]).ravel()
-        weights = np.bincount(flat, minlength=count * len(rows)).reshape(len(rows), count)[:, place].astype(np.float64)
-        parts.append(statistic(gold, after, weights) - statistic(gold, before, weights))
-    return np.concatenate(parts)
+        times = np.bincount(flat, minlength=count * len(rows)).reshape(len(rows), count)
+        for first in range(0, len(rows), step):
+            weights = times[first : first + step, place].astype(np.float64)
+            parts.append([statistic(report, weights) for report in reports])
+    found: np.ndarray = np.concatenate(parts, axis=1)
+    if name in BIASED:
+        found -= 2 * (found.mean(1) - [report.summary[name] for report in reports])[:, None]
+    return found
 
 
 def _tails(count: int) -> tuple[float, float]:

@@ -11,16 +11,21 @@ import numpy as np
 
 from embedtune.errors import UserError, did_you_mean
 
-Task = Literal["retrieval", "similarity"]
+Task = Literal["retrieval", "similarity", "classification", "regression", "tagging"]
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
     """One model on one data set at one dimension.
 
-    A measure in `values` has a number for each item, and its summary is their mean. Spearman and Pearson are no
-    means of anything: for them the items keep `gold` and `predicted` (n,), and `compare` computes the correlation
-    anew on every resample of the items. `found` holds the best documents (id, score) of each query.
+    A measure in `values` has a number for each item, and its summary is their mean. Correlations, F1 and their like
+    are no means of anything: for them the items keep `gold` and `predicted`, and `compare` computes the measure anew on
+    every resample of the items. `found` holds the best documents (id, score) of each query.
+
+    `gold` and `predicted` are scores (n,) each; of classification class numbers (n,), or 0/1 (n, C) where several
+    classes apply, and probabilities (n, C) of `classes`; of tagging the entities (n,) of each sentence, and (n, 2)
+    those predicted and those of them that are right. `counts` (n, 2 + 3T) of tagging: tokens, tokens that are right,
+    and for each type in `classes` its entities, those predicted, those right. `dim` is 0 where no vectors are judged.
     """
 
     task: Task
@@ -34,6 +39,8 @@ class Report:
     predicted: np.ndarray | None = None
     found: Sequence[Sequence[tuple[str, float]]] = ()
     remarks: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    counts: np.ndarray | None = None
 
     def measure(self, name: object) -> str:
         """The name under which a measure stands here, whatever its case. Raises UserError where it does not."""
@@ -43,6 +50,12 @@ class Report:
             what = f"{wanted!r} was not measured{near}; there are {', '.join(self.summary)}"
             raise UserError(what, where=f"{self.model} on {self.data}")
         return known[wanted.lower()]
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray]:
+        """`gold` and `predicted`. Raises UserError where the report keeps none."""
+        if self.gold is None or self.predicted is None:
+            raise UserError("the report keeps no predictions", where=f"{self.model} on {self.data}", fix="judge again")
+        return self.gold, self.predicted
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; a summary that is not finite becomes None."""
@@ -58,13 +71,15 @@ class Report:
             "predicted": None if self.predicted is None else _numbers(self.predicted),
             "found": [[[key, float(score)] for key, score in best] for best in self.found],
             "remarks": list(self.remarks),
+            "classes": list(self.classes),
+            "counts": None if self.counts is None else _numbers(self.counts),
         }
 
 
 def from_dict(saved: Mapping[str, Any]) -> Report:
-    """The Report that `as_dict` gave. Raises UserError where something is missing."""
+    """The Report that `as_dict` gave, now or before there were classes. Raises UserError where something is missing."""
     try:
-        gold, predicted = saved["gold"], saved["predicted"]
+        gold, predicted, counts = saved["gold"], saved["predicted"], saved.get("counts")
         return Report(
             task=saved["task"],
             data=saved["data"],
@@ -73,25 +88,39 @@ def from_dict(saved: Mapping[str, Any]) -> Report:
             items=tuple(saved["items"]),
             summary={key: math.nan if value is None else value for key, value in saved["summary"].items()},
             values={key: np.array(value, np.float64) for key, value in saved["values"].items()},
-            gold=None if gold is None else np.array(gold, np.float64),
-            predicted=None if predicted is None else np.array(predicted, np.float64),
+            gold=None if gold is None else np.array(gold),
+            predicted=None if predicted is None else np.array(predicted),
             found=tuple(tuple((key, score) for key, score in best) for best in saved["found"]),
             remarks=tuple(saved["remarks"]),
+            classes=tuple(saved.get("classes", ())),
+            counts=None if counts is None else np.array(counts),
         )
     except KeyError as error:
         raise UserError(f"has no {error.args[0]!r}: it is no saved report", fix="judge the model again") from error
 
 
+def check_items(items: Sequence[str], gold: Sequence[Any] | np.ndarray, predicted: Any, data: str) -> None:
+    """Raise UserError where there is nothing to judge, ValueError where there is not one of each for each item."""
+    if not len(items) == len(gold) == len(predicted):
+        raise ValueError(f"{len(items)} items, {len(gold)} gold, {len(predicted)} predicted of {data}")
+    if len(items) == 0:
+        raise UserError("has nothing to judge on", where=data)
+
+
 def table(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows for the terminal: a row for each report, a column for each measure; '-' where it has none."""
+    """Header and rows for the terminal: a row for each report, a column for each measure; '-' where it has none.
+
+    There is a column for the dimension where vectors were judged, and one for the data where there are several.
+    """
     measures = list(dict.fromkeys(key for report in reports for key in report.summary))
     several = len({report.data for report in reports}) > 1
-    header = ["model", *(["data"] if several else []), "dim", "items", *measures]
+    vectors = any(report.dim for report in reports)
+    header = ["model", *(["data"] if several else []), *(["dim"] if vectors else []), "items", *measures]
     rows = [
         [
             report.model,
             *([report.data] if several else []),
-            f"{report.dim:,}",
+            *([f"{report.dim:,}" if report.dim else "-"] if vectors else []),
             f"{len(report.items):,}",
             *(_shown(report.summary.get(key)) for key in measures),
         ]
@@ -104,7 +133,8 @@ def _shown(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _numbers(values: np.ndarray) -> list[float]:
+def _numbers(values: np.ndarray) -> list[Any]:
     if not np.isfinite(values).all():
         raise ValueError("a value of an item is not finite")
-    return [float(value) for value in values]
+    found: list[Any] = np.asarray(values).tolist()
+    return found

@@ -25,7 +25,7 @@ from embedtune.fit.dropout import KeyedNoise
 from embedtune.fit.engine import Step
 
 SCORE_TOKENS = 8192  # a forward pass when scoring
-CACHED_SHARE = 4  # micro-batches of the gradient cache hold this share of the token budget
+CACHED_SHARE = 8  # micro-batches of the gradient cache hold this share of the token budget
 NONE = -1  # a row that has fewer negatives than others
 
 

@@ -1,0 +1,334 @@
+"""The doctor for labels: reads labelled, graded or tagged data, lists what is wrong or would make training worse."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from embedtune.data.check import (
+    FEW_ROWS,
+    MANY_DUPLICATES,
+    MANY_LONG,
+    MANY_NEAR,
+    MANY_UNKNOWN,
+    NEAR_CHARACTERS,
+    NEAR_ROWS,
+    Measure,
+    Remark,
+    error_parts,
+    row_remarks,
+)
+from embedtune.data.clean import words_hash
+from embedtune.data.hub import HUB
+from embedtune.data.label_report import ClassCount, LabelDiagnosis, LabelKind
+from embedtune.data.labels import (
+    GRADED,
+    LABELLED,
+    Census,
+    Graded,
+    Labelled,
+    in_order,
+    read_graded,
+    read_labelled,
+    shown,
+)
+from embedtune.data.lines import ending, find_files
+from embedtune.data.named import find_column, name_of
+from embedtune.data.near import leaders
+from embedtune.data.pair_check import NEAR, _Pairs, _scores, _SideTally
+from embedtune.data.pair_report import Scores, Side
+from embedtune.data.pairs import _score
+from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
+from embedtune.data.shingles import sets_of
+from embedtune.data.tags import TAGGED, Scheme, Tagged, check_tags, is_conll, place_in, read_tagged, scheme_of, spans
+from embedtune.errors import UserError
+
+LOOKED_AT = 1000  # rows by which the kind of data is told
+FRACTIONS = 0.1  # share of fractions that makes a column of numbers one of scores
+MANY_TIMES, MOST = 10, 0.8  # the commonest class: so many times the rarest, such a share of the rows
+FAR = 0.2  # share of the range by which scores of one text contradict each other
+
+
+def kind_of_labels(data: DataLike, columns: Mapping[str, str] | None = None) -> LabelKind | None:
+    """What the columns make of the data, None where there are no labels; UserError where it cannot be read at all.
+
+    A column of numbers is one of scores where it goes by such a name, or where more than a few are fractions.
+    """
+    given = dict(columns or {})
+    kinds: dict[str, LabelKind] = {"tokens": "tagged", "tags": "tagged", "score": "graded", "label": "labelled"}
+    if asked := [kind for our, kind in kinds.items() if our in given]:
+        return asked[0]
+    if isinstance(data, (str, Path)) and Path(data).is_dir():
+        data = find_files(data)[0][0]
+    if is_conll(data):
+        return "tagged"
+    rows = [row.values for row in islice(read_rows(data, bad_rows="skip"), LOOKED_AT)]
+    there = list(rows[0])
+    tokens, tags = (find_column(TAGGED[our], there) for our in ("tokens", "tags"))
+    if tokens and tags and isinstance(rows[0][tokens], list | tuple):
+        return "tagged"
+    if not (given.get("text") or find_column(LABELLED["text"], there)):
+        return None
+    label, score = find_column(LABELLED["label"], there), find_column(GRADED["score"], there)
+    if label is not None:
+        return "graded" if _fractions([row.get(label) for row in rows]) > FRACTIONS else "labelled"
+    return "graded" if score is not None and any(_score(row.get(score))[0] is not None for row in rows) else None
+
+
+def _fractions(cells: Sequence[Any]) -> float:
+    """The share of fractions among cells that hold numbers, 0 where one holds something else."""
+    numbers = [_score(cell)[0] for cell in cells if cell is not None and cell != ""]
+    fractions = sum(number is not None and not number.is_integer() for number in numbers)
+    return 0.0 if None in numbers else fractions / max(len(numbers), 1)
+
+
+@dataclass
+class _Found:
+    """What one pass gathers: for each row a hash, an answer (its score, or a code of its labels), and its place."""
+
+    side: _SideTally = field(default_factory=lambda: _SideTally("rows"))
+    answers: array[float] = field(default_factory=lambda: array("d"))
+    codes: dict[Hashable, int] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+    places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))
+    first: list[list[str]] = field(default_factory=list)
+    census: Census = field(default_factory=Census)
+    sentences: list[Tagged] = field(default_factory=list)  # without their tokens
+    types: Counter[str] = field(default_factory=Counter)
+    paired: bool = False
+    without: int = 0
+
+    def add(self, row: Labelled | Graded | Tagged, measure: Measure, special: int) -> None:
+        """Take one row; `special` is how many tokens are added to a pair."""
+        cells = [" ".join(row.tokens)] if isinstance(row, Tagged) else [row.text, *([row.pair] if row.pair else [])]
+        if len(cells) > 1:
+            self.paired, measure.special = True, special
+        self.side.add(" ".join(cells), measure)
+        self.answers.append(self._answer(row))
+        if len(self.first) < NEAR_ROWS:
+            self.first.append([cell[:NEAR_CHARACTERS] for cell in cells])
+        if not self.files or self.files[-1] != row.file:
+            self.files.append(row.file)
+        self.places[0].append(len(self.files) - 1)
+        self.places[1].append(row.number)
+
+    def _answer(self, row: Labelled | Graded | Tagged) -> float:
+        if isinstance(row, Graded):
+            return row.score
+        if isinstance(row, Labelled):
+            self.census.add(row)
+            self.without += not row.labels
+            return self.codes.setdefault(frozenset(row.labels), len(self.codes))
+        entities = spans(row.tags)
+        self.types.update(kind for kind, _, _ in entities)
+        self.without += not entities
+        self.sentences.append(Tagged((), row.tags, row.file, row.number))
+        return self.codes.setdefault(words_hash(row.tags), len(self.codes))
+
+    def likeness(self, row: int, other: int) -> str:
+        """Where two rows stand that are alike."""
+        file = self.files[self.places[0][row]]
+        places = [place_in(self.files[self.places[0][each]], self.places[1][each]) for each in (row, other)]
+        return f"{places[0]} is like {places[1].removeprefix(f'{file}, ')}"
+
+
+def check_labels(
+    data: DataLike,
+    kind: LabelKind,
+    *,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> LabelDiagnosis:
+    """Examine data of a kind (`kind_of_labels`) without stopping at bad rows.
+
+    tokenizer: a Hugging Face fast tokenizer. max_length: in tokens, special ones included (words without a tokenizer).
+    Raises UserError only where there is nothing to examine: no such file, no known ending, no fast tokenizer. In
+    memory stand about 40 bytes a row, and the tags.
+    """
+    measure, counts, found, fatal = Measure(tokenizer), Counts(), _Found(), []
+    special = tokenizer.num_special_tokens_to_add(pair=True) if tokenizer is not None else 0
+    sources: list[Any] = [data]
+    if isinstance(data, (str, Path)) and not str(data).startswith(HUB) and not is_conll(data):
+        sources, counts.ignored = find_files(data)
+    for source in sources:
+        try:
+            for row in _read(source, kind, columns, counts):
+                found.add(row, measure, special)
+        except UserError as error:
+            fatal.append(error)
+    found.side.flush(measure)
+    return _diagnose(kind, found, counts, fatal, measure, max_length, name_of(data))
+
+
+def _read(
+    source: DataLike, kind: LabelKind, columns: Mapping[str, str] | None, counts: Counts
+) -> Iterator[Labelled] | Iterator[Graded] | Iterator[Tagged]:
+    if kind == "labelled":
+        return read_labelled(source, columns=columns, bad_rows="skip", counts=counts)
+    if kind == "graded":
+        return read_graded(source, columns=columns, bad_rows="skip", counts=counts)
+    return read_tagged(source, columns=columns, bad_rows="skip", counts=counts)
+
+
+def _diagnose(
+    kind: LabelKind,
+    found: _Found,
+    counts: Counts,
+    fatal: list[UserError],
+    measure: Measure,
+    limit: int | None,
+    where: str,
+) -> LabelDiagnosis:
+    used = len(found.answers)
+    side, repeats, classes = found.side.done(measure, limit), _repeats(kind, found), _classes(kind, found)
+    scheme = scheme_of(row.tags for row in found.sentences) if kind == "tagged" else None
+    scores = None
+    if kind == "graded" and used:
+        scores = _scores(_Pairs([], scores=found.answers, files=found.files, places=found.places))
+    stops = [Remark(*error_parts(error)) for error in fatal]
+    if used or not stops:
+        stops += _stops(kind, found, scheme, where)
+    unknown = _unknown_share(found, measure)
+    remarks = list(stops)
+    if used:
+        remarks += row_remarks(counts) + _imbalance(kind, classes) + _remarks(kind, side, repeats, unknown, scores)
+    return LabelDiagnosis(
+        verdict="not usable" if stops else "usable, with remarks" if remarks else "ready",
+        kind=kind,
+        remarks=remarks,
+        formats=sorted({"".join(ending(Path(file))) for file in counts.files}) or ["list"],
+        files=len(counts.files),
+        bytes=counts.bytes,
+        sha256=counts.sha256,
+        rows=counts.rows,
+        used=counts.used,
+        rejected=counts.rejected,
+        examples={reason: counts.examples[reason] for reason in counts.rejected},
+        paired=found.paired,
+        multi=found.census.multi,
+        classes=classes,
+        without=found.without,
+        scheme=scheme,
+        scores=scores,
+        lengths=side.lengths,
+        cut=side.cut,
+        unknown_share=unknown,
+        exact_duplicates=repeats.exact,
+        near_duplicates=repeats.near,
+        near_duplicates_rows=len(found.first),
+        conflicts=repeats.conflicts,
+        conflict_examples=repeats.examples,
+        notes=counts.notes,
+    )
+
+
+def _classes(kind: LabelKind, found: _Found) -> list[ClassCount]:
+    many: Mapping[str, int] = found.types if kind == "tagged" else found.census.counts
+    total = found.types.total() if kind == "tagged" else found.census.rows
+    return [ClassCount(name, many[name], many[name] / total) for name in in_order(many)]
+
+
+class _Repeats(NamedTuple):
+    """Rows that repeat an earlier one, exactly and nearly, and how many of them contradict it."""
+
+    exact: int
+    near: int
+    conflicts: int
+    examples: list[str]
+
+
+def _repeats(kind: LabelKind, found: _Found) -> _Repeats:
+    """Exact ones among all rows, near ones among the first; tags are compared only where the tokens are the same."""
+    _, first, inverse = np.unique(np.array(found.side.hashes, np.uint64), return_index=True, return_inverse=True)
+    rows, like = np.arange(len(inverse)), first[inverse]
+    exact, near = like != rows, np.zeros(len(rows), bool)
+    leader, some = leaders(sets_of(found.first), NEAR), slice(len(found.first))
+    near[some] = (leader != rows[some]) & ~exact[some]
+    like[near] = leader[near[some]]
+    answers = np.array(found.answers)
+    gap = FAR * np.ptp(answers) if kind == "graded" and len(rows) else 0
+    against = np.abs(answers - answers[like]) > gap
+    compared = exact if kind == "tagged" else exact | near
+    conflicts = np.flatnonzero(compared & against)
+    examples = [found.likeness(row, int(like[row])) for row in conflicts[:EXAMPLES].tolist()]
+    return _Repeats(int(exact.sum()), int(near.sum()), len(conflicts), examples)
+
+
+def _unknown_share(found: _Found, measure: Measure) -> float | None:
+    if measure.backend is None:
+        return None
+    tally = found.side.tally
+    tokens = sum(length * many for length, many in tally.lengths.items()) - measure.special * len(found.answers)
+    return tally.unknown / max(tokens, 1)
+
+
+def _stops(kind: LabelKind, found: _Found, scheme: Scheme | None, where: str) -> list[Remark]:
+    """What training would refuse."""
+    try:
+        if kind == "labelled":
+            found.census.classes(where)
+        elif kind == "graded" and len(set(found.answers)) < 2:
+            raise UserError("fewer than two different scores: there is nothing to learn", where=where)
+        elif scheme is not None:
+            check_tags(found.sentences, scheme, where)
+            if not found.types:
+                raise UserError("has no tag but O: there is nothing to learn", where=where)
+    except UserError as error:
+        return [Remark(*error_parts(error))]
+    return []
+
+
+def _imbalance(kind: LabelKind, classes: list[ClassCount]) -> list[Remark]:
+    """Classes, or types of entities, some of which are learned at the expense of others."""
+    if len(classes) < 2:
+        return []
+    common, rare = (choose(classes, key=lambda each: each.count) for choose in (max, min))
+    remarks, noun = [], "entities" if kind == "tagged" else "rows"
+    if common.count > MANY_TIMES * rare.count:
+        what = f"{shown(common.name)} has {common.count / rare.count:.0f} times as many {noun} as {shown(rare.name)}"
+        fix = "give more of the rare ones, or weight the classes in training; judge by macro F1"
+        remarks.append(Remark(f"{what} ({common.count:,} and {rare.count:,})", fix))
+    if kind == "labelled" and common.share > MOST:
+        what = f"{common.share:.0%} of the rows are {shown(common.name)}: to say so always is right as often"
+        remarks.append(Remark(what, "judge by balanced accuracy, F1 or MCC, not by accuracy"))
+    return remarks
+
+
+def _remarks(
+    kind: LabelKind, side: Side, repeats: _Repeats, unknown: float | None, scores: Scores | None
+) -> list[Remark]:
+    """What training would take, but should not have to."""
+    remarks = []
+    cleaning = "leave the repeats out" if kind == "tagged" else "embedtune data clean FILE --out NEW"
+    if side.texts < FEW_ROWS:
+        remarks.append(Remark(f"only {side.texts:,} rows: too few to learn much from", "give some hundreds of rows"))
+    if repeats.conflicts:
+        what = f"{repeats.conflicts:,} rows repeat an earlier one, exactly or nearly, but not its label"
+        fix = "settle which label is right, or leave such rows out"
+        remarks.append(Remark(f"{what}: {'; '.join(repeats.examples)}", fix))
+    if repeats.exact > MANY_DUPLICATES * side.texts:
+        what = f"{repeats.exact:,} rows ({repeats.exact / side.texts:.1%}) repeat an earlier one"
+        remarks.append(Remark(what, cleaning))
+    if repeats.near > MANY_NEAR * min(side.texts, NEAR_ROWS):
+        what = f"{repeats.near:,} of the first {min(side.texts, NEAR_ROWS):,} rows nearly repeat an earlier one"
+        remarks.append(Remark(what, cleaning))
+    if scores and scores.scale and scores.beyond:
+        low, high = scores.scale
+        what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
+        remarks.append(Remark(what, "mend these rows, or leave them out"))
+    if unknown is not None and unknown > MANY_UNKNOWN:
+        what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
+        remarks.append(Remark(what, "choose a model for this language with --model"))
+    if side.lengths and side.lengths.longer > MANY_LONG * side.texts:
+        n = side.lengths
+        what = f"{n.longer:,} rows ({n.longer / side.texts:.0%}) are longer than {n.limit:,} {n.unit}"
+        remarks.append(Remark(f"{what}: {side.cut:.0%} of all {n.unit} would be cut", "give shorter texts"))
+    return remarks

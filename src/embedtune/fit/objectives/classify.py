@@ -1,0 +1,258 @@
+"""From a recipe to an objective: texts with classes, or with a score, and a stock head to tell them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from embedtune.data.columns import parse_columns
+from embedtune.data.divide import text_groups
+from embedtune.data.labels import Classes, Graded, Labelled, check_known, classes_of, read_graded, read_labelled
+from embedtune.data.read import Counts
+from embedtune.data.tokens import tokenize_texts
+from embedtune.encoder import heads, load
+from embedtune.encoder.load import DEFAULT, Loaded
+from embedtune.errors import UserError
+from embedtune.fit import probe
+from embedtune.fit.objectives.heads import HeadObjective
+from embedtune.fit.objectives.labelled import (
+    FEWEST,
+    HeadDev,
+    draw,
+    held_out,
+    make_ready,
+    model_name,
+    row_length,
+    say_leaks,
+)
+from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.recipes import Classify, Regress
+
+# Of the dev data, beside the loss (which is the log loss, or the mean squared gap).
+MEASURES = ["accuracy", "balanced_accuracy", "F1", "F1_micro", "MCC", "ROC_AUC", "ECE"]
+MULTI = ["accuracy", "F1", "F1_micro", "ROC_AUC"]
+REGRESSION = ["spearman", "pearson", "MAE", "RMSE", "R2"]
+
+
+def prepare_classify(recipe: Classify, home: Path, note: Callable[[str], None]) -> Prepared:
+    """Everything before the first step; `home` receives the tokenised texts."""
+    train, dev, tally = _read(recipe, read_labelled, note)
+    classes = classes_of(train, name_of(recipe.train), drop=recipe.bad_rows == "skip", counts=tally[0])
+    remarks = _lost(tally)
+    known = set(classes.names)
+    train = [row for row in train if set(row.labels) <= known]
+    if dev is None:
+        first = np.array([classes.names.index(row.labels[0]) if row.labels else 0 for row in train])
+        train, dev = _hold_out(train, first, recipe, remarks)
+    else:
+        check_known(dev, classes, name_of(recipe.dev))
+    train, dev = _some(train, dev, recipe, remarks)
+    gold = [_numbers(side, classes) for side in (train, dev)]
+    problem = "multi_label_classification" if classes.multi else "single_label_classification"
+    folder = load.find(recipe.model or DEFAULT)
+    loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, classes.names, problem, recipe.pooling)
+    share = gold[0].mean(0) if classes.multi else np.bincount(gold[0], minlength=len(classes.names)) / len(train)
+
+    def fitted(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        if classes.multi:
+            return probe.several(vectors, gold[0][rows], others)
+        return probe.classify(vectors, gold[0][rows], others, len(classes.names), recipe.loop.seed)
+
+    labels = _Labels(
+        train, dev, gold[1], *_class_loss(gold[0], classes, recipe), np.tile(share, (len(dev), 1)), fitted,
+        classes, MULTI if classes.multi else MEASURES, "dev_F1",
+        {f"class {name}": n for name, n in zip(classes.names, classes.counts)},
+    )  # fmt: skip
+    return _ready(recipe, home, loaded, labels, tally, remarks, note)
+
+
+def prepare_regress(recipe: Regress, home: Path, note: Callable[[str], None]) -> Prepared:
+    """Everything before the first step; `home` receives the tokenised texts."""
+    train, dev, tally = _read(recipe, read_graded, note)
+    remarks = _lost(tally)
+    if dev is None:
+        train, dev = _hold_out(train, np.zeros(len(train), int), recipe, remarks)
+    train, dev = _some(train, dev, recipe, remarks)
+    gold = [np.array([row.score for row in side]) for side in (train, dev)]
+    mean, spread = float(gold[0].mean()), float(gold[0].std())
+    if not spread:
+        raise UserError(f"all scores are {mean:g}: there is nothing to learn", where=name_of(recipe.train))
+    folder = load.find(recipe.model or DEFAULT)
+    loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, ["score"], "regression", recipe.pooling)
+    _start_at_mean(loaded, mean)
+    right = torch.tensor(gold[0], dtype=torch.float32)
+
+    def loss(logits: Tensor, rows: np.ndarray) -> Tensor:
+        # In units of the scores' variance: the same learning rate suits grades of 0 to 1 and of 0 to 100.
+        return ((logits[:, 0] - right[torch.from_numpy(rows)].to(logits.device)) / spread).square().sum()
+
+    def fitted(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return probe.regress(vectors, gold[0][rows], others)
+
+    labels = _Labels(
+        train, dev, gold[1], loss, len, np.full(len(dev), mean), fitted, Classes(("score",), (), False), REGRESSION,
+        "dev_spearman",
+        {"score_mean": mean, "score_low": float(gold[0].min()), "score_high": float(gold[0].max())},
+    )  # fmt: skip
+    return _ready(recipe, home, loaded, labels, tally, remarks, note)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """Rows with what is right about them, and what is made of it: the loss, the baselines, the measures."""
+
+    train: list
+    dev: list
+    gold: np.ndarray  # of dev
+    loss: Callable[[Tensor, np.ndarray], Tensor]
+    weight: Callable[[np.ndarray], float]
+    constant: np.ndarray  # what is predicted for the dev rows without looking at them
+    fitted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # the linear probe
+    classes: Classes
+    measures: list[str]
+    measure: str
+    counted: dict[str, Any]
+
+
+Tally = tuple[Counts, Counts | None]
+
+
+def _read(recipe: Any, read: Callable[..., Any], note: Callable[[str], None]) -> tuple[list, list | None, Tally]:
+    """Training rows, dev rows (None where none are named), and the tallies of both."""
+    note(f"reading {name_of(recipe.train)}")
+    counts, columns = Counts(), parse_columns(recipe.columns)
+    train = list(read(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+    if len(train) < FEWEST:
+        raise UserError(f"has {len(train)} row(s): too few to learn from", where=name_of(recipe.train))
+    if recipe.dev is None:
+        return train, None, (counts, None)
+    dev_counts = Counts()
+    dev = list(read(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=dev_counts))
+    return train, dev, (counts, dev_counts)
+
+
+def _lost(tally: Tally) -> list[str]:
+    return [line for counts in tally if counts is not None for line in rows_lost(counts)]
+
+
+def _joined(row: Labelled | Graded) -> str:
+    return row.text if row.pair is None else f"{row.text}\n{row.pair}"
+
+
+def _hold_out(rows: list, classes: np.ndarray, recipe: Any, remarks: list[str]) -> tuple[list, list]:
+    groups = text_groups([_joined(row) for row in rows])
+    share = min(recipe.dev_rows, len(rows) // 10) / len(rows)
+    held = held_out(classes, groups, max(share, 1 / len(rows)), recipe.loop.seed)
+    if held.sum() < 2:
+        what = f"too few of the {len(rows):,} rows can be held out for scoring: a tenth at most, in whole groups"
+        raise UserError(f"{what} of near-duplicates", where="--dev", fix="give more rows, or a file with --dev FILE")
+    remarks.append(
+        f"held out {held.sum():,} of {len(rows):,} rows, a tenth of each class at most, in whole groups of "
+        "near-duplicates"
+    )
+    return [row for row, h in zip(rows, held) if not h], [row for row, h in zip(rows, held) if h]
+
+
+def _some(train: list, dev: list, recipe: Any, remarks: list[str]) -> tuple[list, list]:
+    """The rows that are used, drawn where there are more than asked for; what both sides share is said."""
+    some, scored = draw(train, recipe.train_rows, recipe.loop.seed), draw(dev, recipe.dev_rows, recipe.loop.seed)
+    for word, used, there in (("trained", some, train), ("scored", scored, dev)):
+        if len(used) < len(there):
+            remarks.append(f"{word} on {len(used):,} of {len(there):,} rows, drawn by the seed")
+    if len(scored) < 2:
+        raise UserError(f"{len(scored)} row(s) to score on: an interval needs at least two", where="--dev")
+    say_leaks([_joined(row) for row in some], [_joined(row) for row in scored], remarks)
+    return some, scored
+
+
+def _numbers(rows: Sequence[Labelled], classes: Classes) -> np.ndarray:
+    """Class numbers (n,), or 0/1 (n, C) where several labels apply."""
+    place = {name: number for number, name in enumerate(classes.names)}
+    if not classes.multi:
+        return np.array([place[row.labels[0]] for row in rows])
+    out = np.zeros((len(rows), len(place)), int)
+    for number, row in enumerate(rows):
+        out[number, [place[label] for label in row.labels]] = 1
+    return out
+
+
+def _class_loss(
+    gold: np.ndarray, classes: Classes, recipe: Classify
+) -> tuple[Callable[[Tensor, np.ndarray], Tensor], Callable[[np.ndarray], float]]:
+    """The sum of losses of rows, and the weight of rows that makes a batch's mean of it (torch's own definitions)."""
+    right, smooth, count = torch.from_numpy(gold), recipe.label_smoothing, len(classes.names)
+    balanced = recipe.weights == "balanced"
+    if classes.multi:
+        positive = gold.sum(0)
+        rare = torch.tensor((len(gold) - positive) / np.maximum(positive, 1), dtype=torch.float32) if balanced else None
+
+        def several(logits: Tensor, rows: np.ndarray) -> Tensor:
+            wanted = right[torch.from_numpy(rows)].to(logits) * (1 - smooth) + smooth / 2
+            weight = None if rare is None else rare.to(logits.device)
+            return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="sum")
+
+        return several, lambda rows: float(len(rows) * count)
+    sizes = np.bincount(gold, minlength=count)
+    share = len(gold) / (count * np.maximum(sizes, 1)) if balanced else np.ones(count)
+    weights = torch.tensor(share, dtype=torch.float32)
+
+    def one(logits: Tensor, rows: np.ndarray) -> Tensor:
+        wanted = right[torch.from_numpy(rows)].to(logits.device)
+        return F.cross_entropy(logits, wanted, weights.to(logits.device), reduction="sum", label_smoothing=smooth)
+
+    return one, lambda rows: float(share[gold[rows]].sum())
+
+
+def _start_at_mean(loaded: Loaded, mean: float) -> None:
+    """A fresh head's bias is the mean score, so that the first steps need not learn it."""
+    fresh = set(loaded.fresh)
+    for name, parameter in loaded.model.named_parameters():
+        if name in fresh and name.endswith("bias") and parameter.shape == (1,):
+            torch.nn.init.constant_(parameter, mean)
+
+
+def _ready(
+    recipe: Any, home: Path, loaded: Loaded, labels: _Labels, tally: Tally, remarks: list[str],
+    note: Callable[[str], None],
+) -> Prepared:  # fmt: skip
+    """The objective over both sides' token rows, its baselines, and all that the run's story needs."""
+    train, dev = labels.train, labels.dev
+    max_length = row_length(loaded, recipe.max_length)
+    texts = ((row.text, row.pair) for row in (*train, *dev))
+    tokens = tokenize_texts(texts, loaded.tokenizer, max_length, home / "data" / "texts")
+    if tokens.chunked:
+        remarks.append(f"{tokens.chunked:,} of {len(tokens):,} texts are longer than {max_length} tokens: cut to them")
+    noise, rate = make_ready(loaded, recipe, remarks)
+    objective = HeadObjective(
+        loaded, tokens, np.arange(len(train)), labels.loss, labels.weight, noise,
+        ["dev_loss", *(f"dev_{name}" for name in labels.measures)], frozen=recipe.freeze,
+    )  # fmt: skip
+    rows, some = np.arange(len(train), len(tokens)), probe.some(len(train), recipe.loop.seed)
+    note("fitting the linear probe, the baseline to beat")
+    probed = labels.fitted(objective.features(some), some, objective.features(rows))
+    constant = "mean score" if isinstance(recipe, Regress) else "majority class"
+    items = tuple(f"{Path(row.file).name}:{row.number}" for row in dev)
+    baselines = {constant: labels.constant, "linear probe": probed}
+    held = HeadDev(rows, labels.gold, items, labels.classes.names, labels.classes.multi, baselines)
+    counts, dev_counts = tally
+    profile = {
+        **data_profile(recipe.train, counts, dev_counts),
+        "train_rows": len(train),
+        "dev_rows": len(dev),
+        **labels.counted,
+        "cut_texts": tokens.chunked,
+        **token_profile(tokens.lengths()),
+    }
+    resolved = dataclasses.replace(recipe, model=recipe.model or DEFAULT, max_length=max_length)
+    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts)
+    return Prepared(
+        objective, resolved, model_name(recipe), max_length, profile, same, remarks, rate, labels.measure,
+        loaded.folder, held,
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""The objective of every head: stock logits of rows or words, a loss on them, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embedtune.data.tokens import Tokens
+from embedtune.encoder import heads
+from embedtune.encoder.load import Loaded
+from embedtune.fit import order
+from embedtune.fit.batches import micro_batches
+from embedtune.fit.dropout import KeyedNoise
+from embedtune.fit.engine import Step
+
+SCORE_TOKENS = 8192  # a forward pass when scoring
+
+
+@dataclass
+class HeadObjective:
+    """Token rows to learn from through a head: of whole rows, or of the tokens at `wanted` in each row."""
+
+    loaded: Loaded
+    tokens: Tokens
+    train: np.ndarray  # (n,) row numbers of `tokens`
+    # From logits (m, C) of rows (or of the wanted tokens of rows) and the numbers of these rows, to the sum of losses.
+    loss: Callable[[Tensor, np.ndarray], Tensor]
+    weight: Callable[[np.ndarray], float]  # what the sum over these rows is divided by: a mean over a whole batch
+    noise: KeyedNoise
+    measures: list[str]
+    wanted: list[np.ndarray] | None = None  # places in each row that have a label; None where rows have
+    frozen: bool = False
+    head: list[str] = field(default_factory=list)
+    head_steps: int = 0
+    most_tokens: int | None = None
+
+    @property
+    def model(self) -> Any:
+        """The stock model that is trained."""
+        return self.loaded.model
+
+    @property
+    def body(self) -> Any:
+        """What may compute in bf16: all of it."""
+        return self.loaded.model
+
+    @property
+    def size(self) -> int:
+        """Training rows."""
+        return len(self.train)
+
+    def rows(self, step: int, batch: int, seed: int) -> tuple[int, np.ndarray]:
+        """(epoch, row numbers) of a step: every row once an epoch."""
+        return order.batch_rows(step, batch, self.size, seed)
+
+    def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
+        """Gradients of the batch's mean loss, whatever the micro-batches."""
+        numbers = self.train[rows]
+        lengths = self.tokens.lengths_of(numbers)
+        numbers, lengths = (array[np.argsort(lengths, kind="stable")] for array in (numbers, lengths))
+        self.model.train()
+        if self.frozen:
+            self.model.base_model.eval()
+        weight, loss = self.weight(numbers), 0.0
+        for first, last in micro_batches(lengths, max_tokens, self.loaded.padded is not None):
+            some = numbers[first:last]
+            part = self.loss(self.logits(some, step).float(), some) / weight
+            part.backward()
+            loss += float(part.detach())
+        return Step(loss, int(lengths.sum()))
+
+    def logits(self, numbers: np.ndarray, step: int | None) -> Tensor:
+        """Logits of token rows (n, C), or of their wanted tokens end to end (m, C); `step` keys the dropout."""
+        rows, types = self._inputs(numbers)
+        device = self.model.device
+
+        def key(owner: np.ndarray, position: np.ndarray) -> None:
+            self.noise.set(step or 0, numbers[owner], position, device)
+
+        named = None if step is None else key
+        if self.wanted is None:
+            return heads.row_logits(self.loaded, rows, types, named)
+        starts = np.cumsum([len(row) for row in rows]) - [len(row) for row in rows]
+        flat = np.concatenate([self.wanted[n] + start for n, start in zip(numbers, starts)]).astype(np.int64)
+        return heads.token_logits(self.loaded, rows, flat, named)
+
+    def _inputs(self, numbers: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """Token ids of rows, and their token type ids where the model tells the texts of a pair apart by them."""
+        rows = [self.tokens.row(number) for number in numbers]
+        if self.tokens.types is None or not heads.tells_texts_apart(self.loaded):
+            return rows, None
+        return rows, [self.tokens.types_of(number) for number in numbers]
+
+    def predict(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Logits of each token row: (C,), or (words, C) where words have labels; in the order of `numbers`."""
+
+        def run(some: np.ndarray) -> list[np.ndarray]:
+            logits = self.logits(some, None).float().cpu().numpy()
+            return list(logits) if self.wanted is None else np.split(logits, self._ends(some))
+
+        return self._in_order(numbers, run)
+
+    def features(self, numbers: np.ndarray) -> np.ndarray:
+        """What a linear probe sees: the mean of each row's hidden states (n, D), or those of wanted tokens (m, D)."""
+
+        def run(some: np.ndarray) -> list[np.ndarray]:
+            rows, types = self._inputs(some)
+            hidden, lengths = heads.hidden_states(self.loaded, rows, types).float(), np.array([len(r) for r in rows])
+            if self.wanted is None:
+                return list(heads.row_means(hidden, lengths).cpu().numpy())
+            parts = np.split(hidden.cpu().numpy(), np.cumsum(lengths)[:-1])
+            return [part[self.wanted[n]] for part, n in zip(parts, some)]
+
+        found = self._in_order(numbers, run)
+        return np.stack(found) if self.wanted is None else np.concatenate(found)
+
+    def _ends(self, numbers: np.ndarray) -> np.ndarray:
+        assert self.wanted is not None
+        return np.cumsum([len(self.wanted[n]) for n in numbers])[:-1]
+
+    @torch.no_grad()
+    def _in_order(self, numbers: np.ndarray, run: Callable[[np.ndarray], list[np.ndarray]]) -> list[np.ndarray]:
+        """What `run` gives for each token row, run on rows of like length, and put back into the order of `numbers`."""
+        self.model.eval()
+        by_length = np.argsort(self.tokens.lengths_of(numbers), kind="stable")
+        lengths, found = self.tokens.lengths_of(numbers[by_length]), []
+        for first, last in micro_batches(lengths, SCORE_TOKENS, self.loaded.padded is not None):
+            found += run(numbers[by_length[first:last]])
+        return [found[place] for place in np.argsort(by_length)]
+
+    def save(self, folder: Path) -> None:
+        """Write the standard folder."""
+        heads.save_head(self.loaded, folder)

@@ -1,0 +1,60 @@
+import json
+
+import numpy as np
+import pytest
+
+from embedtune.errors import UserError
+from embedtune.judge.report import Report, from_dict, table
+
+OLD = {  # as it was saved before there were classes
+    "task": "similarity",
+    "data": "sts",
+    "model": "m",
+    "dim": 384,
+    "summary": {"spearman": 0.5, "pearson": None},
+    "items": ["a", "b", "c"],
+    "values": {},
+    "gold": [1.0, 2.0, 5.0],
+    "predicted": [0.1, 0.3, 0.2],
+    "found": [],
+    "remarks": ["small"],
+}
+
+
+def test_older_reports_open():
+    report = from_dict(json.loads(json.dumps(OLD)))
+    assert report.classes == () and report.counts is None
+    assert report.gold.dtype == report.predicted.dtype == np.float64 and report.remarks == ("small",)
+    assert report.as_dict() == {**OLD, "classes": [], "counts": None}
+
+
+def test_whole_numbers_stay_whole():
+    arrays = {"gold": np.array([0, 1]), "predicted": np.array([[0.0, 1], [1, 0]]), "counts": np.array([[1, 2], [3, 4]])}
+    report = Report("classification", "d", "m", 0, ("a", "b"), {"F1": 1.0}, **arrays, classes=("no", "yes"))
+    again = from_dict(json.loads(json.dumps(report.as_dict())))
+    for name, array in arrays.items():
+        found = getattr(again, name)
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+    assert again.classes == ("no", "yes")
+
+
+def test_what_is_not_finite_is_not_saved():
+    report = Report("regression", "d", "m", 0, ("a",), {}, gold=np.array([1.0]), predicted=np.array([np.nan]))
+    with pytest.raises(ValueError, match="not finite"):
+        report.as_dict()
+
+
+def test_predictions_that_are_not_kept():
+    report = Report("retrieval", "d", "m", 8, ("a",), {"MAP": 1.0})
+    with pytest.raises(UserError, match="m on d: the report keeps no predictions"):
+        report.judged()
+
+
+def test_a_table_shows_dimensions_of_vectors_only():
+    labels = Report("classification", "d", "m", 0, ("a", "b"), {"F1": 0.5})
+    vectors = Report("similarity", "d", "m", 384, ("a", "b"), {"spearman": 0.5})
+    assert table([labels]) == (["model", "items", "F1"], [["m", "2", "0.5000"]])
+    header, rows = table([labels, vectors])
+    assert header == ["model", "dim", "items", "F1", "spearman"]
+    assert [row[1] for row in rows] == ["-", "384"]
