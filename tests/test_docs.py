@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- no-run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.S | re.M)
 RUN = ("bash", "python", "toml")
-OTHER_FLAGS = {"--help", "--version"}  # of the command tree itself
+OTHER_FLAGS = {"--help", "--version", "--try"}  # of the command tree itself; --try is --trials
 
 
 def blocks(page: Path) -> list[re.Match]:

@@ -7,6 +7,7 @@ import pytest
 from conftest import corpus
 from embedtune import UserError
 from embedtune.data.clean import text_hash
+from embedtune.data.divide import leaks
 from embedtune.parts import NAMES, PROXIES, TRAIN, divide, open_set
 from embedtune.recipes import Loop, Run
 
@@ -54,6 +55,17 @@ def test_raw_text_gives_three_parts_of_whole_documents(text):
     assert parts.profile["documents"] == 300 and len(parts.text) == 240
     assert {pair["generator"] for pair in parts.examples} <= set(TRAIN)
     assert any("near-duplicates together" in remark for remark in parts.remarks) and "raw text" in notes[0]
+
+
+def test_no_training_anchor_is_nearly_a_query_though_documents_share_sentences(tmp_path):
+    made = documents(120)
+    for number, lines in enumerate(made):
+        lines[1] = made[number % 15][1]  # as boilerplate does
+    parts = divide(Run(data=write(tmp_path / "data.txt", made), pairs=4), lambda note: None)
+    held = [row["anchor"] for row in parts.dev] + [q for t in parts.tests.values() for q in t.queries.values()]
+    found = leaks(held, [row["anchor"] for row in parts.train])
+    assert (found.exact, found.near) == (0, 0) and len(parts.train) > 100
+    assert any("training pairs left out: their anchor is nearly a query" in remark for remark in parts.remarks)
 
 
 def test_the_parts_are_a_function_of_data_and_seed(text):

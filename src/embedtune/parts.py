@@ -16,7 +16,7 @@ import numpy as np
 from embedtune import keyed
 from embedtune.data.check import check
 from embedtune.data.columns import parse_columns
-from embedtune.data.divide import assign_groups, pair_groups, text_groups
+from embedtune.data.divide import assign_groups, leaks, pair_groups, text_groups
 from embedtune.data.pair_check import check_pairs, kind_of
 from embedtune.data.pairs import Pair, ScoredPair, read_pairs, read_scored
 from embedtune.data.read import Counts, read_texts
@@ -147,6 +147,7 @@ def _of_text(recipe: Run, columns: dict[str, str], note: Callable[[str], None]) 
         remarks.append(
             f"proxy queries of kinds that training does not use: {', '.join(NAMES[name] for name in usable)}"
         )
+    train = _unlike(train, [row["anchor"] for row in chosen], tests, remarks)
     kept = [_row(pair) for pair in _at_most(train, recipe.most_pairs, seed)]
     profile = {
         **data_profile(recipe.data, counts, None),
@@ -158,6 +159,15 @@ def _of_text(recipe: Run, columns: dict[str, str], note: Callable[[str], None]) 
     examples = [{"anchor": p.anchor, "positive": p.positive, "generator": p.generator} for p in train[:2] + train[-2:]]
     text = [list(document.paragraphs) for document in sides[0]]
     return Parts(kept, chosen, tests, recipe.queries is not None, profile, remarks, counts.sha256, text, examples)
+
+
+def _unlike(train: list[Any], dev: Sequence[str], tests: Mapping[str, RetrievalSet], remarks: list[str]) -> list[Any]:
+    """The training pairs whose anchor is no dev or test query, exactly or nearly: documents may share sentences."""
+    held = [*dev, *(query for test in tests.values() for query in test.queries.values())]
+    shared = set(leaks(held, [pair.anchor for pair in train]).rows.tolist())
+    if shared:
+        remarks.append(f"{len(shared):,} training pairs left out: their anchor is nearly a query to choose or judge on")
+    return [pair for number, pair in enumerate(train) if number not in shared]
 
 
 def real_queries(recipe: Run, others: Sequence[str], remarks: list[str]) -> dict[str, RetrievalSet]:

@@ -87,7 +87,7 @@ class EmbeddingObjective:
             vectors = kept.detach()
         else:
             with torch.no_grad():
-                vectors = torch.cat([self._embed(self.tokens, part, step) for part in parts])
+                vectors = torch.cat([self._embed(self.tokens, part, step) for part in parts[::-1]][::-1])
         whole = ranks.gather(vectors, len(texts)).requires_grad_()
         loss = self.loss(whole, where, rows)
         loss.backward()
@@ -96,7 +96,9 @@ class EmbeddingObjective:
         if kept is not None:
             kept.backward(gradients)
         else:
-            for part, gradient in zip(parts, gradients.split([len(part) for part in parts]), strict=True):
+            shares = gradients.split([len(part) for part in parts])
+            # The longest first: their arrays are the largest, and what is freed of them holds all later ones.
+            for part, gradient in zip(parts[::-1], shares[::-1], strict=True):
                 self._embed(self.tokens, part, step).backward(gradient)
         return Step(float(loss.detach()), int(self.tokens.lengths_of(texts).sum()))
 
