@@ -170,7 +170,9 @@ def one(args: argparse.Namespace) -> None:
 def measure(system: str, batch: int, steps: int, args: argparse.Namespace) -> dict[str, Any]:
     """A process of its own."""
     command = [sys.executable, str(SOURCE), "--one", system, "--batch", str(batch), "--steps", str(steps)]
-    command += ["--pairs", args.pairs, "--rows", str(max(args.rows, batch * 2))]
+    # Whole batches only: the rest of an epoch would run in one pass and hold more than a cached batch does.
+    rows = batch * max(2, -(-args.rows // batch))
+    command += ["--pairs", args.pairs, "--rows", str(rows)]
     if args.max_tokens:
         command += ["--max-tokens", str(args.max_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
