@@ -6,7 +6,6 @@ import pytest
 
 from conftest import corpus
 from embedtune import cli
-from embedtune.commands import augment
 from embedtune.data.labels import read_labelled
 from embedtune.data.read import read_rows
 from service import serve
@@ -18,8 +17,6 @@ ROWS = [{"text": line, "label": ("bad", "good")[n % 2]} for n, line in enumerate
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd):
     """call(words, code) -> (stdout, stderr); in a folder of its own with a train.jsonl."""
-    for words, command in augment.COMMANDS.items():
-        monkeypatch.setitem(cli.COMMANDS, words, command)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 

