@@ -24,6 +24,7 @@ from embedtune.data.retrieval import RetrievalSet, from_pairs, read_beir
 from embedtune.encoder.encode import open_encoder
 from embedtune.enrich.mine import Mining, mine, write_mined
 from embedtune.enrich.write import write_rows
+from embedtune.fit.objectives.contrastive import held_out
 from embedtune.judge import compare
 from embedtune.judge.report import Report, table
 from embedtune.judge.retrieval import DEFAULT, score_vectors
@@ -86,10 +87,34 @@ def scifact(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         loop = Loop(seed=seed, epochs=args.epochs, batch=args.batch, lr=args.lr, eval_steps=args.eval_steps)
         ranking = Ranking(guide="base", scale=args.scale)
-        recipe = Contrastive(train=str(mined), ranking=ranking, loop=loop, merge="auto", train_length=args.train_length,
-                             dev_rows=args.dev_rows, dev_corpus=5 * args.dev_rows)  # fmt: skip
+        train, dev = hard_dev(mined, data, args, seed)
+        recipe = Contrastive(train=train, dev=dev, ranking=ranking, loop=loop, merge="auto",
+                             train_length=args.train_length, dev_rows=args.dev_rows,
+                             dev_corpus=7 * args.dev_rows)  # fmt: skip
         models.append(tuned(work / f"scifact-{args.name}-{seed}", recipe))
     show(report(BASE, data, work), [report(model, data, work) for model in models])
+
+
+def hard_dev(mined: Path, data: RetrievalSet, args: argparse.Namespace, seed: int) -> tuple[str, str]:
+    """Training pairs without some claims; these with the texts that the base puts next to them, as hard as it gets."""
+    pairs = list(read_pairs(mined))
+    held = held_out(pair_groups(pairs), args.dev_rows, seed)
+    names = [str(args.work / f"scifact-{side}-{args.dev_rows}-{seed}.jsonl") for side in ("train", "dev")]
+    dev = [pair for pair, h in zip(pairs, held) if h]
+    texts, corpus = list(data.corpus.values()), vectors(BASE, data, args.work)[1]
+    near = open_encoder(BASE).encode([pair.anchor for pair in dev], "query") @ corpus.T
+    rows = []
+    for pair, order in zip(dev, np.argsort(-near, axis=1, kind="stable")[:, :10]):
+        others = [texts[i] for i in order if texts[i] != pair.positive][:8]
+        rows.append({"anchor": pair.anchor, "positive": pair.positive,
+                     **{f"negative_{n}": text for n, text in enumerate(others)}})  # fmt: skip
+    write_rows(Path(names[1]), rows)
+    kept = [pair for pair, h in zip(pairs, held) if not h]
+    write_rows(Path(names[0]), [
+        {"anchor": p.anchor, "positive": p.positive, **{f"negative_{n}": t for n, t in enumerate(p.negatives)}}
+        for p in kept
+    ])  # fmt: skip
+    return names[0], names[1]
 
 
 def medquad(args: argparse.Namespace) -> None:

@@ -106,6 +106,30 @@ def fit(tiny_model, tmp_path, monkeypatch):
     return run
 
 
+# ---- a fresh head starts at a linear probe of what it reads
+
+
+def test_a_fresh_head_starts_at_the_probe_and_says_of_training_rows_what_is_right(fit):
+    """39 classes, four rows each: a random head would need hundreds of steps to tell them apart at all."""
+    names = [f"c{n}" for n in range(39)]
+    rows = [{"text": " ".join([WORDS[n]] * 4 + [WORDS[n + 40 + k]]), "label": name}
+            for k in range(4) for n, name in enumerate(names)]  # fmt: skip
+    dev = [{"text": " ".join([WORDS[n]] * 5), "label": name} for n, name in enumerate(names)]
+    ran = fit("classify", train=rows, dev=dev, lr=1e-9, max_steps=2)
+    assert ran.log[0]["step"] == 0 and ran.log[0]["dev_accuracy"] > 0.8
+
+
+def test_the_start_is_the_probe_to_the_digit_where_the_head_is_one_linear_layer(fit):
+    ran = fit("tag", lr=1e-9, max_steps=1)
+    assert ran.log[0]["dev_loss"] == pytest.approx(ran.scores["baselines"]["linear probe"]["dev_loss"], rel=1e-4)
+
+
+def test_a_head_that_the_folder_has_is_left_as_it_is(fit):
+    first = fit("classify", out="first")
+    second = fit("classify", out="second", model=str(first.folder), lr=1e-9, max_steps=1)
+    assert second.log[0]["dev_loss"] == pytest.approx(first.scores["tuned"]["dev_loss"], rel=1e-4)
+
+
 # ---- the contract that every task keeps
 
 
@@ -115,6 +139,7 @@ def test_the_loss_falls_on_easy_rows_and_the_same_seed_gives_the_same_log(fit, t
         "epochs": 12,
         "eval_steps": 12,
         "measure": "loss",
+        "lr": 1e-3,
         "train": rows_of(task, 48),
         "dev": rows_of(task, 24, seed=5),
     }

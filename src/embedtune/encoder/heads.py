@@ -96,6 +96,17 @@ def parameters(loaded: Loaded) -> list[str]:
     return [name for name in names if not name.startswith(prefix) or name.startswith(prefix + "pooler.")]
 
 
+def fresh_layer(loaded: Loaded) -> torch.nn.Linear | None:
+    """The linear layer that gives the logits, where the folder did not have it."""
+    fresh, count = set(loaded.fresh), loaded.model.config.num_labels
+    found = [
+        module for name, module in loaded.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == count and module.bias is not None
+        and f"{name}.weight" in fresh
+    ]  # fmt: skip
+    return found[-1] if found else None
+
+
 def tells_texts_apart(loaded: Loaded) -> bool:
     """Whether tokenizer and model tell the two texts of a pair apart by token type ids."""
     named = "token_type_ids" in loaded.tokenizer.model_input_names

@@ -1,4 +1,4 @@
-"""The baseline that every tuned head has to beat: a linear model on the untuned encoder's vectors."""
+"""Linear models on the untuned encoder's vectors: the baseline that a tuned head has to beat, and where it starts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import numpy as np
 
 from embedtune import keyed
 
-STRENGTHS = (0.01, 0.1, 1.0)  # inverse regularisation of the logistic regression, chosen on a fifth of the rows
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse regularisation of the logistic regression, chosen on a fifth of the rows
+USUAL = 0.1  # where nothing can be chosen
+# A linear model: weights (C, D) and biases (C,), logits = vectors @ weights.T + biases.
+Linear = tuple[np.ndarray, np.ndarray]
 MOST = 20_000  # rows (or words) that a probe is fitted on
 PROBE = 7  # what a key is for
+DEAD = 1e-6  # of the widest spread
 
 
 def some(count: int, seed: int) -> np.ndarray:
@@ -19,42 +23,71 @@ def some(count: int, seed: int) -> np.ndarray:
     return np.sort(np.argsort(keyed.key(seed, PROBE, np.arange(count)), kind="stable")[:MOST])
 
 
-def classify(train: np.ndarray, labels: np.ndarray, dev: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Probabilities (n, C) of logistic regression on standardised vectors (m, D), fitted to class numbers (m,).
+def logistic(vectors: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> Linear:
+    """Logistic regression to tell C classes apart, from vectors (m, D) and class numbers (m,).
 
-    A class without rows gets probability 0.
+    A class without rows has a bias of minus infinity: probability 0.
     """
+    weights, biases = np.zeros((classes, vectors.shape[1])), np.full(classes, -np.inf)
+    if (labels == labels[0]).all():
+        biases[labels[0]] = 0.0
+        return weights, biases
+    alive = _alive(vectors)
+    train = vectors[:, alive]
     fifth = keyed.key(seed, PROBE, np.arange(len(train)) + MOST) % np.uint64(5) == 0
-    strength = STRENGTHS[1]
+    strength = USUAL
     if len(np.unique(labels[~fifth])) > 1 and fifth.any():
         fits = {c: _logistic(train[~fifth], labels[~fifth], c).score(train[fifth], labels[fifth]) for c in STRENGTHS}
         strength = max(fits, key=lambda c: fits[c])
     fitted = _logistic(train, labels, strength)
-    out = np.zeros((len(dev), classes))
-    out[:, fitted.classes_] = fitted.predict_proba(dev)
-    return out
+    found, offsets = _unscaled(fitted[0], fitted[1].coef_, fitted[1].intercept_)
+    known = fitted[1].classes_
+    if len(known) == 2:  # scikit-learn keeps one logit for two classes: that of the second against 0
+        found, offsets = np.concatenate([np.zeros_like(found), found]), np.concatenate([[0.0], offsets])
+    weights[np.ix_(known, alive)], biases[known] = found, offsets
+    return weights, biases
 
 
-def several(train: np.ndarray, labels: np.ndarray, dev: np.ndarray) -> np.ndarray:
-    """Probabilities (n, C) where each of C labels (m, C) 0/1 applies or not, one regression a label."""
-    columns = []
-    for column in labels.T:
+def each(vectors: np.ndarray, labels: np.ndarray) -> Linear:
+    """One logistic regression for each of C labels that apply or not, from vectors (m, D) and labels (m, C) 0/1.
+
+    A label that always or never applies has a bias of plus or minus infinity.
+    """
+    weights, biases = np.zeros((labels.shape[1], vectors.shape[1])), np.zeros(labels.shape[1])
+    alive = _alive(vectors)
+    for number, column in enumerate(labels.T):
         if column.min() == column.max():
-            columns.append(np.full(len(dev), float(column[0])))
+            biases[number] = np.inf if column[0] else -np.inf
         else:
-            columns.append(_logistic(train, column.astype(int), STRENGTHS[1]).predict_proba(dev)[:, 1])
-    return np.stack(columns, 1)
+            scaler, fitted = _logistic(vectors[:, alive], column.astype(int), USUAL)
+            found, offsets = _unscaled(scaler, fitted.coef_, fitted.intercept_)
+            weights[number, alive], biases[number] = found[0], offsets[0]
+    return weights, biases
 
 
-def regress(train: np.ndarray, scores: np.ndarray, dev: np.ndarray) -> np.ndarray:
-    """Scores (n,) of ridge regression, its strength chosen by leave-one-out."""
+def ridge(vectors: np.ndarray, scores: np.ndarray) -> Linear:
+    """Ridge regression from vectors (m, D) and scores (m,), its strength chosen by leave-one-out."""
     from sklearn.linear_model import RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fitted = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))).fit(train, scores)
-    found: np.ndarray = fitted.predict(dev)
-    return found
+    weights, alive = np.zeros((1, vectors.shape[1])), _alive(vectors)
+    scaler, fitted = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))).fit(vectors[:, alive], scores)
+    weights[:, alive], biases = _unscaled(scaler, fitted.coef_[None], np.array([fitted.intercept_]))
+    return weights, biases
+
+
+def _alive(vectors: np.ndarray) -> np.ndarray:
+    """(D,) bool: dimensions that vary. A weight would blow up what is rounding in the others."""
+    spread = vectors.std(0)
+    alive: np.ndarray = spread > DEAD * spread.max()
+    return alive
+
+
+def _unscaled(scaler: Any, weights: np.ndarray, biases: np.ndarray) -> Linear:
+    """Weights and biases for vectors as they are, from those for standardised ones."""
+    weights = weights / scaler.scale_
+    return weights, biases - weights @ scaler.mean_
 
 
 def _logistic(vectors: np.ndarray, labels: np.ndarray, strength: float) -> Any:

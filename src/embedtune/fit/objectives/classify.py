@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import expit, softmax
 from torch import Tensor
 
 from embedtune.data.columns import parse_columns
@@ -31,6 +33,7 @@ from embedtune.fit.objectives.labelled import (
     model_name,
     row_length,
     say_leaks,
+    start_at_probe,
 )
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Classify, Regress
@@ -60,14 +63,14 @@ def prepare_classify(recipe: Classify, home: Path, note: Callable[[str], None]) 
     loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, classes.names, problem, recipe.pooling)
     share = gold[0].mean(0) if classes.multi else np.bincount(gold[0], minlength=len(classes.names)) / len(train)
 
-    def fitted(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def fitted(vectors: np.ndarray, rows: np.ndarray) -> probe.Linear:
         if classes.multi:
-            return probe.several(vectors, gold[0][rows], others)
-        return probe.classify(vectors, gold[0][rows], others, len(classes.names), recipe.loop.seed)
+            return probe.each(vectors, gold[0][rows])
+        return probe.logistic(vectors, gold[0][rows], len(classes.names), recipe.loop.seed)
 
     labels = _Labels(
         train, dev, gold[1], *_class_loss(gold[0], classes, recipe), np.tile(share, (len(dev), 1)), fitted,
-        classes, MULTI if classes.multi else MEASURES, "dev_F1",
+        expit if classes.multi else partial(softmax, axis=1), classes, MULTI if classes.multi else MEASURES, "dev_F1",
         {f"class {name}": n for name, n in zip(classes.names, classes.counts)},
     )  # fmt: skip
     return _ready(recipe, home, loaded, labels, tally, remarks, note)
@@ -86,19 +89,18 @@ def prepare_regress(recipe: Regress, home: Path, note: Callable[[str], None]) ->
         raise UserError(f"all scores are {mean:g}: there is nothing to learn", where=name_of(recipe.train))
     folder = load.find(recipe.model or DEFAULT)
     loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, ["score"], "regression", recipe.pooling)
-    _start_at_mean(loaded, mean)
     right = torch.tensor(gold[0], dtype=torch.float32)
 
     def loss(logits: Tensor, rows: np.ndarray) -> Tensor:
         # In units of the scores' variance: the same learning rate suits grades of 0 to 1 and of 0 to 100.
         return ((logits[:, 0] - right[torch.from_numpy(rows)].to(logits.device)) / spread).square().sum()
 
-    def fitted(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-        return probe.regress(vectors, gold[0][rows], others)
+    def fitted(vectors: np.ndarray, rows: np.ndarray) -> probe.Linear:
+        return probe.ridge(vectors, gold[0][rows])
 
     labels = _Labels(
-        train, dev, gold[1], loss, len, np.full(len(dev), mean), fitted, Classes(("score",), (), False), REGRESSION,
-        "dev_spearman",
+        train, dev, gold[1], loss, len, np.full(len(dev), mean), fitted, np.ravel,
+        Classes(("score",), (), False), REGRESSION, "dev_spearman",
         {"score_mean": mean, "score_low": float(gold[0].min()), "score_high": float(gold[0].max())},
     )  # fmt: skip
     return _ready(recipe, home, loaded, labels, tally, remarks, note)
@@ -114,7 +116,8 @@ class _Labels:
     loss: Callable[[Tensor, np.ndarray], Tensor]
     weight: Callable[[np.ndarray], float]
     constant: np.ndarray  # what is predicted for the dev rows without looking at them
-    fitted: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # the linear probe
+    fitted: Callable[[np.ndarray, np.ndarray], probe.Linear]  # from vectors of training rows, and their numbers
+    link: Callable[[np.ndarray], np.ndarray]  # from logits to predictions
     classes: Classes
     measures: list[str]
     measure: str
@@ -210,14 +213,6 @@ def _class_loss(
     return one, lambda rows: float(share[gold[rows]].sum())
 
 
-def _start_at_mean(loaded: Loaded, mean: float) -> None:
-    """A fresh head's bias is the mean score, so that the first steps need not learn it."""
-    fresh = set(loaded.fresh)
-    for name, parameter in loaded.model.named_parameters():
-        if name in fresh and name.endswith("bias") and parameter.shape == (1,):
-            torch.nn.init.constant_(parameter, mean)
-
-
 def _ready(
     recipe: Any, home: Path, loaded: Loaded, labels: _Labels, tally: Tally, remarks: list[str],
     note: Callable[[str], None],
@@ -236,7 +231,9 @@ def _ready(
     )  # fmt: skip
     rows, some = np.arange(len(train), len(tokens)), probe.some(len(train), recipe.loop.seed)
     note("fitting the linear probe, the baseline to beat")
-    probed = labels.fitted(objective.features(some), some, objective.features(rows))
+    weights, biases = labels.fitted(objective.features(some), some)
+    probed = labels.link(objective.features(rows) @ weights.T + biases)
+    start_at_probe(objective, some, lambda vectors: labels.fitted(vectors, some))
     constant = "mean score" if isinstance(recipe, Regress) else "majority class"
     items = tuple(f"{Path(row.file).name}:{row.number}" for row in dev)
     baselines = {constant: labels.constant, "linear probe": probed}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -200,19 +201,22 @@ def held_out(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
 
 
 def bounded(data: RetrievalSet, queries: int, corpus: int, others: Sequence[str], seed: int) -> RetrievalSet:
-    """At most `queries` of the queries, and `corpus` texts to search: the judged ones, then others in keyed order."""
+    """At most `queries` of the queries, and `corpus` texts to search: the judged ones, the data's, then `others`.
+
+    Those of one kind come in keyed order. The data's own come before `others` because hard negatives are among them:
+    between random texts the right one is found too easily to tell one checkpoint from the next.
+    """
     names = list(data.qrels)
     chosen = np.sort(np.argsort(keyed.key(seed, HOLD, np.arange(len(names))), kind="stable")[:queries])
     qrels = {names[i]: data.qrels[names[i]] for i in chosen}
     kept = dict.fromkeys(document for judged in qrels.values() for document in judged)
     have = {data.corpus[document] for document in kept}
-    spare: list[tuple[str, str]] = [(name, text) for name, text in data.corpus.items() if name not in kept]
-    spare += [(f"train-{number}", text) for number, text in enumerate(others)]
+    own = [(name, text) for name, text in data.corpus.items() if name not in kept]
+    more = [(f"train-{number}", text) for number, text in enumerate(others)]
     texts = {name: data.corpus[name] for name in kept}
-    for i in np.argsort(keyed.key(seed, FILL, np.arange(len(spare))), kind="stable"):
+    for name, text in chain(_shuffled(own, seed), _shuffled(more, seed)):
         if len(texts) >= corpus:
             break
-        name, text = spare[i]
         if text not in have:
             texts[name] = text
             have.add(text)
@@ -221,6 +225,10 @@ def bounded(data: RetrievalSet, queries: int, corpus: int, others: Sequence[str]
         f"; {left:,} left out" if left else ""
     )
     return RetrievalSet(data.name, {q: data.queries[q] for q in qrels}, texts, qrels, [*data.remarks, note])
+
+
+def _shuffled(texts: list[tuple[str, str]], seed: int) -> Iterator[tuple[str, str]]:
+    return (texts[i] for i in np.argsort(keyed.key(seed, FILL, np.arange(len(texts))), kind="stable"))
 
 
 def _refuse_leaks(pairs: list[Pair], dev: RetrievalSet, recipe: Contrastive, remarks: list[str]) -> None:

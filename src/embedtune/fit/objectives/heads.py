@@ -120,6 +120,23 @@ class HeadObjective:
         found = self._in_order(numbers, run)
         return np.stack(found) if self.wanted is None else np.concatenate(found)
 
+    def last_inputs(self, layer: torch.nn.Module, numbers: np.ndarray) -> np.ndarray:
+        """What `layer` of the head reads of each row (n, D), or of each wanted token (m, D)."""
+        caught: list[Tensor] = []
+
+        def run(some: np.ndarray) -> list[np.ndarray]:
+            caught.clear()
+            self.logits(some, None)
+            found = caught[0].flatten(0, -2).float().cpu().numpy()
+            return list(found) if self.wanted is None else np.split(found, self._ends(some))
+
+        hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].detach()))
+        try:
+            found = self._in_order(numbers, run)
+        finally:
+            hook.remove()
+        return np.stack(found) if self.wanted is None else np.concatenate(found)
+
     def _ends(self, numbers: np.ndarray) -> np.ndarray:
         assert self.wanted is not None
         return np.cumsum([len(self.wanted[n]) for n in numbers])[:-1]

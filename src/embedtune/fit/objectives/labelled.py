@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from embedtune import keyed
 from embedtune.data.divide import leaks
 from embedtune.encoder import heads, varlen
 from embedtune.encoder.load import Loaded
 from embedtune.errors import UserError
-from embedtune.fit import derive
+from embedtune.fit import derive, probe
 from embedtune.fit.dropout import KeyedNoise, key_dropout
+from embedtune.fit.objectives.heads import HeadObjective
 
 T = TypeVar("T")
 DRAW, HOLD = 5, 6  # what a key is for
 FEWEST = 8
+FAR = 10.0  # of a logit: as good as certain
 RATES = {"tune": 5e-5, "lora": 5e-4, "freeze": 1e-3}  # peak learning rates
 
 
@@ -105,6 +108,23 @@ def make_ready(loaded: Loaded, recipe: Any, remarks: list[str]) -> tuple[KeyedNo
             "dropout on attention probabilities is off (docs/why.md); hidden dropout is as the model's config says"
         )
     return noise, RATES[how]
+
+
+def start_at_probe(objective: HeadObjective, numbers: np.ndarray, fitted: Callable[[np.ndarray], probe.Linear]) -> None:
+    """Start a fresh head's last layer at a linear probe of what it reads of the token rows `numbers`.
+
+    From a random start the head pulls the encoder about before it says anything (arXiv 2202.10054); and with many
+    classes, or words of which few are entities, a small run ends before it has learned to.
+    """
+    layer = heads.fresh_layer(objective.loaded)
+    if layer is None:
+        return
+    weights, biases = fitted(objective.last_inputs(layer, numbers))
+    # What no row has, or all, stays learnable.
+    biases = np.nan_to_num(biases, posinf=FAR, neginf=np.min(biases[np.isfinite(biases)], initial=0.0) - FAR)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weights))
+        layer.bias.copy_(torch.from_numpy(biases))
 
 
 def model_name(recipe: Any) -> str:

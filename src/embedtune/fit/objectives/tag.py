@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from torch import Tensor
 
 from embedtune import files
@@ -33,6 +34,7 @@ from embedtune.fit.objectives.labelled import (
     model_name,
     row_length,
     say_leaks,
+    start_at_probe,
 )
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Tag
@@ -201,10 +203,13 @@ def _dev(
     fewer = some[np.cumsum([len(targets[row]) for row in some]) <= probe.MOST]
     fewer = fewer if len(fewer) else some[:1]
     labels = np.concatenate([targets[row] for row in fewer])
-    if len(np.unique(labels)) > 1:
-        flat = probe.classify(objective.features(fewer), labels, objective.features(mine), len(names), recipe.loop.seed)
-    else:
-        flat = np.eye(len(names))[np.full(sum(len(targets[row]) for row in mine), labels[0])]
+
+    def fitted(vectors: np.ndarray) -> probe.Linear:
+        return probe.logistic(vectors, labels, len(names), recipe.loop.seed)
+
+    weights, biases = fitted(objective.features(fewer))
+    flat = softmax(objective.features(mine) @ weights.T + biases, axis=1)
+    start_at_probe(objective, fewer, fitted)
     probed = join(np.split(flat, np.cumsum([len(targets[row]) for row in mine])[:-1]))
     shares = np.bincount(np.concatenate([targets[row] for row in objective.train]), minlength=len(names))
     nothing = [np.tile(shares / shares.sum(), (len(row.tags), 1)) for row in dev]
