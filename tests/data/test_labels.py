@@ -26,7 +26,7 @@ from embedtune.data.labels import (
     read_graded,
     read_labelled,
 )
-from embedtune.data.read import Counts
+from embedtune.data.read import Counts, read_rows
 from embedtune.errors import UserError
 
 ROWS = [{"text": "fine, really", "label": 1}, {"text": 'a "bore"', "label": 0}, {"text": "漢字\nschön", "label": 1}]
@@ -104,6 +104,39 @@ def test_a_list_a_folder_and_columns_by_the_users_names(tmp_path):
     assert list(read_graded(path, columns=columns)) == [Graded("one", "two", 3.0, str(path), 1, None)]
     columns = {"text": "text", "label": "sentence"}  # the one that was given away is nobody else's
     assert plain(read_labelled([{"text": "t", "sentence": "s"}], columns=columns)) == [("t", ("s",))]
+
+
+@pytest.mark.parametrize("ending, signs", [(".csv", "\t;|"), (".tsv", ",;|")])
+@pytest.mark.parametrize(
+    "read, columns",
+    [
+        (read_labelled, {"text": "1", "label": "0"}),
+        (read_labelled, {"text": "0"}),
+        (read_graded, {"text": "1", "text_pair": "2", "score": "0"}),
+    ],
+)
+def test_rows_of_one_cell_that_looks_like_several(tmp_path, ending, signs, read, columns):
+    path, names = tmp_path / f"a{ending}", {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+    for sign in signs:
+        path.write_text(sign.join(("1", "a text", "its pair")) + "\n")
+        error = refusal(read, path, columns=columns)
+        assert f"is one column: are cells parted by {names[sign]}?" in error.what and error.where == f"{path}, row 1"
+        path.write_text(sign.join(("score", "text", "pair")) + "\n" + path.read_text())
+        same = refusal(read, path)  # where that row is a header
+        assert f"are cells parted by {names[sign]}?" in same.what
+        assert same.where == f"{path}, header" and same.fix == error.fix
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_one_column_without_a_header_may_hold_any_text(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_text('"well, fine; so | so"\nfine\n'.replace('"', '"' if ending == ".csv" else ""))
+    expected = ["well, fine; so | so", "fine"]
+    assert [row.values for row in read_rows(path, header=False)] == [{"0": text} for text in expected]
+    found = list(read_labelled(path, columns={"text": "0", "label": "0"}))
+    assert plain(found) == [(text, (text,)) for text in expected]
+    path.write_text("fine\nbad\n")
+    assert "found '0': no column '1'" in str(refusal(read_labelled, path, columns={"text": "0", "label": "1"}))
 
 
 def test_hub_datasets_by_a_local_folder(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from embedtune.data.formats import DELIMITED
 from embedtune.data.lines import SKIP, Problem, ending
 from embedtune.data.named import MOST_KINDS, Named, has_header, name_of, named, refuse, unusable, usable
 from embedtune.data.pairs import DROP, SYNONYMS, _score, _Wrong
@@ -33,7 +34,6 @@ TEXTS = {"text": TEXT, "text_pair": PAIR, "group": ("group",)}
 LABELLED = {**TEXTS, "label": LABEL}
 GRADED = {**TEXTS, "score": SCORE}
 
-UNTYPED = (".csv", ".tsv")  # whose cells are all strings
 DECIMAL = re.compile(r"\s*[+-]?\d+\.\d*\s*", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 MISSING = unusable("no label", "give the row a label, or leave such rows out with --bad-rows skip")
@@ -118,7 +118,7 @@ def _labelled(rows: Iterable[Named]) -> Iterator[tuple[Row, Labelled | list[Prob
     form = _Form()
     for row, cells, names in rows:
         text, pair, problem = _texts(cells, names)
-        labels, wrong = _labels(cells["label"], typed=ending(Path(row.file))[0] not in UNTYPED)
+        labels, wrong = _labels(cells["label"], typed=ending(Path(row.file))[0] not in DELIMITED)
         multi = isinstance(cells["label"], list | tuple)
         problem = problem or wrong or form.differs(row.file, multi, pair is not None)
         made = Labelled(text, pair, labels, row.file, row.number, _group(cells), multi)

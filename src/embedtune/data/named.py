@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from embedtune.data.lines import SKIP, Problem
+from embedtune.data.formats import DELIMITED, check_parted
+from embedtune.data.lines import SKIP, Problem, ending
 from embedtune.data.pairs import _rename, _Wrong
 from embedtune.data.read import BadRows, Counts, DataLike, Row
 from embedtune.data.sides import place
@@ -70,7 +71,7 @@ def named(
             names = {our: name for our, name in found.items() if name}
             if row.file != file:
                 file, first = row.file, names
-                _check_columns(names, must, there, file)
+                _check_columns(names, must, row, has_header(columns))
                 others = {our: name for our, name in names.items() if name != our and our not in given}
                 tally.notes += [f"{file}: took the column {name!r} as {our!r}" for our, name in others.items()]
             # A record of other keys: of JSON, or a dict. What it lacks is an empty cell.
@@ -78,17 +79,20 @@ def named(
         yield Named(row, {our: row.values.get(name) for our, name in names.items()}, names)
 
 
-def _check_columns(names: Mapping[str, str], must: Sequence[str], there: list[str], file: str) -> None:
+def _check_columns(names: Mapping[str, str], must: Sequence[str], row: Row, header: bool) -> None:
+    there = list(row.values)
     expected, listed = ", ".join(map(repr, must)), short_list([repr(name[:40]) for name in there], most=20)
     for our in dict.fromkeys([*must, *names]):
         asked = names.get(our, our)
         if asked in there:
             continue
+        if not header and len(there) == 1 and ending(Path(row.file))[0] in DELIMITED:
+            check_parted(row.values[there[0]], place(row))  # here, for one column alone may hold any text
         near = did_you_mean(asked, there) or did_you_mean(our, there)
         example = next((name for name in there if name not in names.values()), "NAME")
         raise UserError(
             f"expected columns {expected}, found {listed}{near}: no column {asked!r}",
-            where=file,
+            where=row.file,
             fix=f"--columns {our}=NAME, for example --columns {our}={example}",
         )
 

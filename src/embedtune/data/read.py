@@ -167,7 +167,7 @@ def _sources(data: DataLike, tally: Counts, header: bool, class_names: bool) -> 
             tally.files.append(str(path))
             form, before = ending(path)[0], tally.bytes
             unit = "line" if form in (".txt", ".jsonl") else "row"
-            reader = formats.READERS[form] if header or form not in (".csv", ".tsv") else formats.numbered
+            reader = formats.READERS[form] if header or form not in formats.DELIMITED else formats.numbered
             yield str(path), unit, reader(path, tally.add)
             if tally.bytes == before and len(found) > 1:
                 tally.notes.append(f"{path}: is empty")
