@@ -427,3 +427,26 @@ def test_real_data(real_data):
     path = real_data("imdb/test.csv.gz")
     assert classes_of(read_labelled(path), "test") == Classes(("neg", "pos"), (12_500, 12_500), False)
     assert {row.score for row in read_graded(path)} == {1, 2, 3, 4, 7, 8, 9, 10}
+
+
+def test_real_files_without_a_header(real_data, tmp_path):
+    for name, wrong, right in (
+        ("in_domain_train", 2528, 6023),
+        ("in_domain_dev", 162, 365),
+        ("out_of_domain_dev", 162, 354),
+    ):
+        counts = Counts()
+        rows = list(read_labelled(real_data(f"cola/{name}.tsv"), columns={"text": "3", "label": "1"}, counts=counts))
+        assert classes_of(rows, name) == Classes(("0", "1"), (wrong, right), False)
+        assert (counts.rows, counts.used, counts.rejected, counts.notes) == (len(rows), len(rows), {}, [])
+    columns = {"text": "5", "text_pair": "6", "score": "4"}
+    for name, many in (("train", 5749), ("dev", 1500), ("test", 1379)):
+        file = real_data(f"stsb/sts-{name}.csv")
+        assert "are cells parted by tabs?" in str(refusal(read_graded, file, columns=columns)), "not what it says"
+        path = tmp_path / f"{name}.tsv"
+        path.write_bytes(file.read_bytes())
+        rows, lines = list(read_graded(path, columns=columns)), file.read_text(encoding="utf-8").split("\n")
+        assert len(rows) == many and all(row.pair and 0 <= row.score <= 5 for row in rows)
+        for row, line in zip(rows, lines, strict=False):
+            cells = line.split("\t")
+            assert (row.text, row.pair, row.score) == (cells[5], cells[6], float(cells[4]))
