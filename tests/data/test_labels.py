@@ -26,7 +26,7 @@ from embedtune.data.labels import (
     read_graded,
     read_labelled,
 )
-from embedtune.data.read import Counts
+from embedtune.data.read import Counts, read_rows
 from embedtune.errors import UserError
 
 ROWS = [{"text": "fine, really", "label": 1}, {"text": 'a "bore"', "label": 0}, {"text": "漢字\nschön", "label": 1}]
@@ -104,6 +104,39 @@ def test_a_list_a_folder_and_columns_by_the_users_names(tmp_path):
     assert list(read_graded(path, columns=columns)) == [Graded("one", "two", 3.0, str(path), 1, None)]
     columns = {"text": "text", "label": "sentence"}  # the one that was given away is nobody else's
     assert plain(read_labelled([{"text": "t", "sentence": "s"}], columns=columns)) == [("t", ("s",))]
+
+
+@pytest.mark.parametrize("ending, signs", [(".csv", "\t;|"), (".tsv", ",;|")])
+@pytest.mark.parametrize(
+    "read, columns",
+    [
+        (read_labelled, {"text": "1", "label": "0"}),
+        (read_labelled, {"text": "0"}),
+        (read_graded, {"text": "1", "text_pair": "2", "score": "0"}),
+    ],
+)
+def test_rows_of_one_cell_that_looks_like_several(tmp_path, ending, signs, read, columns):
+    path, names = tmp_path / f"a{ending}", {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+    for sign in signs:
+        path.write_text(sign.join(("1", "a text", "its pair")) + "\n")
+        error = refusal(read, path, columns=columns)
+        assert f"is one column: are cells parted by {names[sign]}?" in error.what and error.where == f"{path}, row 1"
+        path.write_text(sign.join(("score", "text", "pair")) + "\n" + path.read_text())
+        same = refusal(read, path)  # where that row is a header
+        assert f"are cells parted by {names[sign]}?" in same.what
+        assert same.where == f"{path}, header" and same.fix == error.fix
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_one_column_without_a_header_may_hold_any_text(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_text('"well, fine; so | so"\nfine\n'.replace('"', '"' if ending == ".csv" else ""))
+    expected = ["well, fine; so | so", "fine"]
+    assert [row.values for row in read_rows(path, header=False)] == [{"0": text} for text in expected]
+    found = list(read_labelled(path, columns={"text": "0", "label": "0"}))
+    assert plain(found) == [(text, (text,)) for text in expected]
+    path.write_text("fine\nbad\n")
+    assert "found '0': no column '1'" in str(refusal(read_labelled, path, columns={"text": "0", "label": "1"}))
 
 
 def test_hub_datasets_by_a_local_folder(tmp_path, monkeypatch):
@@ -394,3 +427,26 @@ def test_real_data(real_data):
     path = real_data("imdb/test.csv.gz")
     assert classes_of(read_labelled(path), "test") == Classes(("neg", "pos"), (12_500, 12_500), False)
     assert {row.score for row in read_graded(path)} == {1, 2, 3, 4, 7, 8, 9, 10}
+
+
+def test_real_files_without_a_header(real_data, tmp_path):
+    for name, wrong, right in (
+        ("in_domain_train", 2528, 6023),
+        ("in_domain_dev", 162, 365),
+        ("out_of_domain_dev", 162, 354),
+    ):
+        counts = Counts()
+        rows = list(read_labelled(real_data(f"cola/{name}.tsv"), columns={"text": "3", "label": "1"}, counts=counts))
+        assert classes_of(rows, name) == Classes(("0", "1"), (wrong, right), False)
+        assert (counts.rows, counts.used, counts.rejected, counts.notes) == (len(rows), len(rows), {}, [])
+    columns = {"text": "5", "text_pair": "6", "score": "4"}
+    for name, many in (("train", 5749), ("dev", 1500), ("test", 1379)):
+        file = real_data(f"stsb/sts-{name}.csv")
+        assert "are cells parted by tabs?" in str(refusal(read_graded, file, columns=columns)), "not what it says"
+        path = tmp_path / f"{name}.tsv"
+        path.write_bytes(file.read_bytes())
+        rows, lines = list(read_graded(path, columns=columns)), file.read_text(encoding="utf-8").split("\n")
+        assert len(rows) == many and all(row.pair and 0 <= row.score <= 5 for row in rows)
+        for row, line in zip(rows, lines, strict=False):
+            cells = line.split("\t")
+            assert (row.text, row.pair, row.score) == (cells[5], cells[6], float(cells[4]))

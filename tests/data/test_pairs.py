@@ -144,9 +144,11 @@ def test_columns_by_the_users_names(tmp_path):
         ({"anchor": "a", "postive": "b"}, {}, "(did you mean 'postive'?): no column 'positive'"),
         ({"anchor": "a", "thing": "b"}, {}, "--columns positive=NAME, for example --columns positive=thing"),
         ({"anchor": "a", "positive": "b"}, {"anchor": "anker"}, "(did you mean 'anchor'?): no column 'anker'"),
-        ({"anchor": "a", "positive": "b"}, {"negative": "negs"}, "has no column 'negs', found 'anchor', 'positive'"),
+        ({"anchor": "a", "positive": "b"}, {"negative": "negs"}, "found 'anchor', 'positive': no column 'negs'"),
         ({"anchor": "a", "positive": "b"}, {"ancor": "a"}, "'ancor' is no column of ours (did you mean 'anchor'?)"),
         ({"anchor": "a", "positive": "b"}, {"score": "a"}, "there are anchor, positive, negative, group"),
+        ({"answer": "a", "context": "b"}, {"anchor": "nothing"}, "no column 'nothing'"),
+        ({"answer": "a", "label": "b"}, {"anchor": "answer"}, "no column 'positive'"),  # given away
         ({"text": "only a text"}, {}, "expected columns 'anchor', 'positive', found 'text'"),
     ],
 )  # fmt: skip
@@ -163,9 +165,10 @@ def test_scored_columns_that_are_not_there():
     assert "expected columns 'sentence1', 'sentence2', found 'sentence1', 'other'" in str(
         refusal(read_scored, [{"sentence1": "a", "other": "b"}])
     )
-    assert "has no column 'scor' (did you mean 'score'?)" in str(
+    assert "(did you mean 'score'?): no column 'scor'" in str(
         refusal(read_scored, [{"sentence1": "a", "sentence2": "b", "score": 1}], columns={"score": "scor"})
     )
+    assert "no column 'sentence2'" in str(refusal(read_scored, [{"sentence1": "a", "answer": "b"}])), "of one kind"
     # A file of pairs without scores is one of those too, under the names of pairs.
     assert scores(read_scored([{"query": "a", "passage": "b"}])) == [("a", "b", None)]
 
@@ -218,8 +221,8 @@ def test_what_only_later_records_have_is_read(tmp_path):
     assert scores(read_scored(scored)) == [("a", "b", None), ("c", "d", 0.5)]
     error = refusal(read_pairs, [rows[0], {"anchor": "q"}, {"positive": "p"}])
     assert set(error.details) == {
-        "column 'positive' is empty (1 of 3 rows): row 2",
-        "column 'anchor' is empty (1 of 3 rows): row 3",
+        "column 'positive' is empty (1): item 2",
+        "column 'anchor' is empty (1): item 3",
     }
 
 
@@ -246,8 +249,8 @@ BAD = [
 def test_what_makes_a_row_unusable(row, what):
     good = {"anchor": "a", "positive": "b", "negative": "c"}
     error = refusal(read_pairs, [good, row, good])
-    assert error.what == "1 rows cannot be used" and error.where == "the list"
-    assert error.details == (f"{what} (1 of 3 rows): row 2",)
+    assert error.what == "1 of 3 rows cannot be used" and error.where == "the list"
+    assert error.details == (f"{what} (1): item 2",)
     assert "--bad-rows skip" in error.fix
     counts = Counts()
     assert len(list(read_pairs([good, row, good], bad_rows="skip", counts=counts))) == 2
@@ -259,16 +262,16 @@ def test_all_that_is_wrong_is_said_once_with_counts_and_three_rows(tmp_path):
     rows[4]["anchor"] = "p"
     path = write(tmp_path / "d.csv", rows)
     error = refusal(read_pairs, path)
-    assert error.where == str(path) and error.what == "11 rows cannot be used"
+    assert error.where == str(path) and error.what == "11 of 20 rows cannot be used"
     assert error.details == (
-        "column 'positive' is empty (10 of 20 rows): row 2, row 4, row 6, ...",
-        "the anchor is one of its own positives or negatives (1 of 20 rows): row 5",
+        "column 'positive' is empty (10): row 2, row 4, row 6, ...",
+        "the anchor is one of its own positives or negatives (1): row 5",
     )
     # In a folder the file is named too.
     write(tmp_path / "e.csv", [{"anchor": "q", "positive": ""}, {"anchor": "q", "positive": "p"}])
     error = refusal(read_pairs, tmp_path)
     assert error.where == str(tmp_path) and f"{tmp_path}/d.csv, row 2" in error.details[0]
-    assert "(11 of 22 rows)" in error.details[0]
+    assert error.what == "12 of 22 rows cannot be used" and "is empty (11): " in error.details[0]
 
 
 def test_nothing_but_unusable_rows():
@@ -284,18 +287,18 @@ def test_scores_that_are_none(score):
     good = {"sentence1": "a", "sentence2": "b", "score": "0.5"}
     rows = [good, {**good, "score": score}, good]
     error = refusal(read_scored, rows)
-    assert error.details == ("the score is no finite number (1 of 3 rows): row 2",)
+    assert error.details == ("the score is no finite number (1): item 2",)
     counts = Counts()
     assert [p.score for p in read_scored(rows, bad_rows="skip", counts=counts)] == [0.5, 0.5]
     assert counts.rejected == {"the score is no finite number": 1} and counts.examples == {
-        "the score is no finite number": ["the list, row 2"]
+        "the score is no finite number": ["the list, item 2"]
     }
 
 
 def test_scored_pairs_may_be_alike_on_both_sides_but_not_empty():
     assert len(list(read_scored([{"sentence1": "a", "sentence2": "a", "score": 1}]))) == 1
     error = refusal(read_scored, [SCORED[0], {"sentence1": "a", "sentence2": " ", "score": 1}])
-    assert error.details == ("column 'sentence2' is empty (1 of 2 rows): row 2",)
+    assert error.details == ("column 'sentence2' is empty (1): item 2",)
 
 
 text = st.sampled_from(["a", "b", "c", "", "  ", "\n"]) | st.none() | st.integers(0, 3)
@@ -356,7 +359,8 @@ def test_beir_folders(beir):
 
 def test_queries_that_are_their_own_answer(beir):
     error = refusal(read_pairs, beir, split="dev")
-    assert error.details == ("the anchor is one of its own positives or negatives (1 of 2 rows): query 3",)
+    assert error.details == ("the anchor is one of its own positives or negatives (1): query 3",)
+    assert error.what == "1 of 2 judgements cannot be used"
     counts = Counts()
     (pair,) = read_pairs(beir, split="dev", bad_rows="skip", counts=counts)
     assert pair.anchor == "boats" and counts.rows == counts.used + 1

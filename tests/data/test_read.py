@@ -242,3 +242,39 @@ def test_real_files(real_data, tmp_path):
     assert counts.rows == blns.count(b"\n") + (not blns.endswith(b"\n"))
     naughty = [text for text in json.loads(real_data("blns/blns.json").read_bytes()) if text.strip()]
     assert texts(naughty) == naughty
+
+
+def test_classes_of_hub_datasets_by_their_names(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    kind = datasets.ClassLabel(names=["bad", "good"])
+    cells = {
+        "text": ["a", "b", "c", "d"],
+        "label": [1, 0, None, -1],  # -1: a test set without labels
+        "tags": [[0, 1], [], None, [1, None, -1]],
+        "nested": [[[0], [1, 1]], [], None, [None, []]],
+        "records": [[{"kind": 1}], [], None, [{"kind": None}]],
+        "number": [1, 0, None, -1],
+    }
+    features = {
+        "text": datasets.Value("string"),
+        "label": kind,
+        "tags": datasets.Sequence(kind),
+        "nested": datasets.Sequence(datasets.Sequence(kind)),
+        "records": datasets.List({"kind": kind}),
+        "number": datasets.Value("int32"),
+    }
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(cells, datasets.Features(features)).to_parquet(str(tmp_path / "set" / "train.parquet"))
+
+    def columns(**options):
+        rows = list(read_rows(f"hub:{tmp_path}/set", **options))
+        assert [row.number for row in rows] == [1, 2, 3, 4]
+        return {name: [row.values[name] for row in rows] for name in cells}
+
+    assert columns() == cells, "numbers, unless names are asked for"
+    assert columns(names=True) == cells | {
+        "label": ["good", "bad", None, None],
+        "tags": [["bad", "good"], [], None, ["good", None, None]],
+        "nested": [[["bad"], ["good", "good"]], [], None, [None, []]],
+    }, "records are left as they are"

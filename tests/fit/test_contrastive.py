@@ -439,7 +439,7 @@ def test_pairs_that_meet_their_like_in_every_batch_are_said(fit):
         ({"train": [r | {"anchor": "why"} for r in easy(40)]}, "too few of the 40 pairs can be held out for scoring"),
         (
             {"train": [{"anchor": f"q {n}", "positive": "" if n % 2 else "p"} for n in range(20)]},
-            "10 rows cannot be used",
+            "10 of 20 rows cannot be used",
         ),
         ({"dev": easy(1, seed=5)}, "1 anchor to score on: an interval needs at least two"),
         ({"dev_rows": 1}, "too few of the 60 pairs can be held out"),

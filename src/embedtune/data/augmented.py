@@ -20,9 +20,9 @@ from embedtune.data.labels import TEXTS
 from embedtune.data.lines import SKIP, Problem, ending
 from embedtune.data.named import Named, find_column, name_of, named, usable
 from embedtune.data.pairs import DROP
-from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row, read_rows
+from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row, place, read_rows
 from embedtune.data.retrieval import is_beir
-from embedtune.data.sides import Judged, outside, place
+from embedtune.data.sides import Judged, outside
 from embedtune.data.tidy import Writer
 from embedtune.errors import UserError, short_list
 

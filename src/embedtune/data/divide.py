@@ -22,9 +22,9 @@ from embedtune.data.divided import Divided, Overlap, Plan
 from embedtune.data.lines import ending
 from embedtune.data.near import components, repeated
 from embedtune.data.pairs import Pair, ScoredPair
-from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row
+from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row, place, place_of
 from embedtune.data.shingles import Sets, Shingler, sets_of
-from embedtune.data.sides import Source, outside, place, place_of, same_again
+from embedtune.data.sides import Source, outside, same_again
 from embedtune.data.tidy import WRITTEN, Writer
 from embedtune.errors import UserError, did_you_mean, short_list
 

@@ -18,6 +18,7 @@ from embedtune.data.lines import Line, Problem, decode, ending, unpacked, unpack
 from embedtune.errors import UserError
 
 PARQUET_ROWS = 256
+DELIMITED = (".csv", ".tsv")  # whose cells are all strings
 BLANK = Problem("blank", "is blank", fix="")
 
 
@@ -190,12 +191,17 @@ def _check_header(cells: list[str] | None, problem: Problem | None, path: Path) 
     if twice:
         fix = "give each column its own name"
         raise UserError(f"names {min(twice)!r} more than once", where=where, fix=fix)
-    other = next((sign for sign in ";\t,|" if sign in cells[0]), None)
-    if len(cells) == 1 and other:
-        name = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}[other]
-        fix = "tabs go with the ending .tsv, commas with .csv; save other files anew with commas"
-        raise UserError(f"{cells[0][:40]!r} is one column: are cells parted by {name}?", where=where, fix=fix)
+    if len(cells) == 1:
+        check_parted(cells[0], where)
     return cells
+
+
+def check_parted(cell: str, where: str) -> None:
+    """Raise UserError where the only cell of a record looks like several, parted by a sign of another format."""
+    names = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}  # what texts hold the most comes last
+    if sign := next((sign for sign in names if sign in cell), None):
+        fix = "tabs go with the ending .tsv, commas with .csv; save other files anew with commas"
+        raise UserError(f"{cell[:40]!r} is one column: are cells parted by {names[sign]}?", where=where, fix=fix)
 
 
 def parquet(path: Path, add: Add) -> Items:

@@ -40,11 +40,10 @@ from embedtune.data.labels import (
     shown,
 )
 from embedtune.data.lines import ending, find_files
-from embedtune.data.named import find_column, name_of
+from embedtune.data.named import find_column, finite, name_of
 from embedtune.data.near import leaders
 from embedtune.data.pair_check import NEAR, _Pairs, _scores, _SideTally
 from embedtune.data.pair_report import Scores, Side
-from embedtune.data.pairs import _score
 from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
 from embedtune.data.shingles import sets_of
 from embedtune.data.tags import TAGGED, Scheme, Tagged, check_tags, is_conll, place_in, read_tagged, scheme_of, spans
@@ -79,12 +78,12 @@ def kind_of_labels(data: DataLike, columns: Mapping[str, str] | None = None) -> 
     label, score = find_column(LABELLED["label"], there), find_column(GRADED["score"], there)
     if label is not None:
         return "graded" if _fractions([row.get(label) for row in rows]) > FRACTIONS else "labelled"
-    return "graded" if score is not None and any(_score(row.get(score))[0] is not None for row in rows) else None
+    return "graded" if score is not None and any(finite(row.get(score)) is not None for row in rows) else None
 
 
 def _fractions(cells: Sequence[Any]) -> float:
     """The share of fractions among cells that hold numbers, 0 where one holds something else."""
-    numbers = [_score(cell)[0] for cell in cells if cell is not None and cell != ""]
+    numbers = [finite(cell) for cell in cells if cell is not None and cell != ""]
     fractions = sum(number is not None and not number.is_integer() for number in numbers)
     return 0.0 if None in numbers else fractions / max(len(numbers), 1)
 

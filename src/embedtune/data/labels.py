@@ -14,11 +14,11 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from embedtune.data.formats import DELIMITED
 from embedtune.data.lines import SKIP, Problem, ending
-from embedtune.data.named import MOST_KINDS, Named, has_header, name_of, named, refuse, unusable, usable
-from embedtune.data.pairs import DROP, SYNONYMS, _score, _Wrong
-from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
-from embedtune.data.sides import place_of
+from embedtune.data.named import MOST_KINDS, Named, Wrong, finite, has_header, name_of, named, refuse, unusable, usable
+from embedtune.data.pairs import DROP, SYNONYMS
+from embedtune.data.read import BadRows, Counts, DataLike, Row, place_of, read_rows
 from embedtune.errors import UserError, did_you_mean, short_list
 
 # The first name of each is ours; the rest is how others call it.
@@ -33,7 +33,6 @@ TEXTS = {"text": TEXT, "text_pair": PAIR, "group": ("group",)}
 LABELLED = {**TEXTS, "label": LABEL}
 GRADED = {**TEXTS, "score": SCORE}
 
-UNTYPED = (".csv", ".tsv")  # whose cells are all strings
 DECIMAL = re.compile(r"\s*[+-]?\d+\.\d*\s*", re.ASCII)
 WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 MISSING = unusable("no label", "give the row a label, or leave such rows out with --bad-rows skip")
@@ -118,7 +117,7 @@ def _labelled(rows: Iterable[Named]) -> Iterator[tuple[Row, Labelled | list[Prob
     form = _Form()
     for row, cells, names in rows:
         text, pair, problem = _texts(cells, names)
-        labels, wrong = _labels(cells["label"], typed=ending(Path(row.file))[0] not in UNTYPED)
+        labels, wrong = _labels(cells["label"], typed=ending(Path(row.file))[0] not in DELIMITED)
         multi = isinstance(cells["label"], list | tuple)
         problem = problem or wrong or form.differs(row.file, multi, pair is not None)
         made = Labelled(text, pair, labels, row.file, row.number, _group(cells), multi)
@@ -129,7 +128,7 @@ def _graded(rows: Iterable[Named]) -> Iterator[tuple[Row, Graded | list[Problem]
     form = _Form()
     for row, cells, names in rows:
         text, pair, problem = _texts(cells, names)
-        score, _ = _score(cells["score"])
+        score = finite(cells["score"])
         if score is None:
             problem = problem or unusable(f"column {names['score']!r} holds no finite number")
         problem = problem or form.differs(row.file, False, pair is not None)
@@ -284,7 +283,7 @@ def drop_singles(rows: Iterable[Labelled], counts: Counts | None = None) -> list
 
 def check_known(rows: Iterable[Labelled], classes: Classes, where: str) -> None:
     """Raise one UserError for the labels that the training data does not have, and for lists where it has none."""
-    wrong, known = _Wrong(), set(classes.names)
+    wrong, known = Wrong(), set(classes.names)
     unknown: dict[str, str] = {}
     for row in rows:
         strange = [label for label in row.labels if label not in known]

@@ -34,10 +34,9 @@ from embedtune.data.lines import ending, find_files
 from embedtune.data.near import leaders
 from embedtune.data.pair_report import Kind, PairDiagnosis, Scores, Side
 from embedtune.data.pairs import SYNONYMS, Pair, ScoredPair, read_pairs, read_scored
-from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
+from embedtune.data.read import EXAMPLES, Counts, DataLike, place_of, read_rows
 from embedtune.data.retrieval import is_beir
 from embedtune.data.shingles import sets_of
-from embedtune.data.sides import place_of
 from embedtune.errors import UserError
 
 FEWEST = 8  # pairs, below which training refuses

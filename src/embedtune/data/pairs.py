@@ -6,17 +6,16 @@ error that lists what is there. Cells that cannot be used are collected over the
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedtune.data.lines import SKIP, Problem
+from embedtune.data.lines import Problem
+from embedtune.data.named import Named, Wrong, finite, name_of, named, refuse, unusable, usable
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
 from embedtune.data.retrieval import is_beir, read_beir
-from embedtune.errors import UserError, did_you_mean, short_list
 
 # The first name of each is ours; the rest is how others call it.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -31,10 +30,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "score": ("score", "similarity", "label", "similarity_score", "relatedness_score"),
     "group": ("group",),
 }
+PAIRED = {"anchor": SYNONYMS["anchor"], "positive": SYNONYMS["positive"], "negative": (), "group": ("group",)}
+SCORED = {our: SYNONYMS[our] for our in ("sentence1", "sentence2", "score")}
+AS_PAIRS = {"sentence1": SYNONYMS["anchor"], "sentence2": SYNONYMS["positive"]}
 NUMBERED = re.compile(r"(.+?)[_ -]?\d+$")
 DROP = "embedtune data clean FILE --drop-empty --out NEW, or --bad-rows skip leaves such rows out"
-SHOWN = 3
-LIST = "the list"
 SAME = "the anchor is one of its own positives or negatives"
 
 
@@ -61,26 +61,6 @@ class ScoredPair:
     number: int
 
 
-@dataclass
-class _Wrong:
-    """Rows that cannot be used, by what is wrong with them."""
-
-    found: dict[str, list[str]] = field(default_factory=dict)
-    many: dict[str, int] = field(default_factory=dict)
-
-    def add(self, what: str, place: str) -> None:
-        self.many[what] = self.many.get(what, 0) + 1
-        if len(places := self.found.setdefault(what, [])) <= SHOWN:
-            places.append(place)
-
-    def refuse(self, where: str, rows: int) -> None:
-        if not self.many:
-            return
-        details = [f"{what} ({n:,} of {rows:,} rows): {short_list(self.found[what])}" for what, n in self.many.items()]
-        fix = DROP if any(what == SAME or what.endswith("is empty") for what in self.many) else SKIP
-        raise UserError(f"{sum(self.many.values()):,} rows cannot be used", where=where, details=details, fix=fix)
-
-
 def read_pairs(
     data: DataLike,
     *,
@@ -99,13 +79,9 @@ def read_pairs(
     if isinstance(data, (str, Path)) and is_beir(data):
         yield from _beir_pairs(data, split, bad_rows, tally)
         return
-    needs = _rename(columns, ("anchor", "positive", "negative", "group"))
-    for row, cells in _named(data, needs, ("anchor", "positive"), bad_rows, tally):
-        group = cells.get("group")
-        yield from (
-            Pair(cells["anchor"][0], positive, tuple(cells["negative"]), row.file, row.number, group)
-            for positive in cells["positive"]
-        )
+    found = named(read_rows(data, bad_rows=bad_rows, counts=tally), PAIRED, ("anchor", "positive"), columns, tally)
+    for pairs in usable(_pairs(found), name_of(data), bad_rows, tally):
+        yield from pairs
 
 
 def read_scored(
@@ -121,15 +97,15 @@ def read_scored(
     one of those. A score that is no finite number makes its row unusable.
     """
     tally = counts if counts is not None else Counts()
-    needs = _rename(columns, ("sentence1", "sentence2", "score"))
-    for row, cells in _named(data, needs, ("sentence1", "sentence2"), bad_rows, tally):
-        yield ScoredPair(cells["sentence1"][0], cells["sentence2"][0], cells["score"], row.file, row.number)
+    rows = read_rows(data, bad_rows=bad_rows, counts=tally)
+    found = named(rows, SCORED, ("sentence1", "sentence2"), columns, tally, otherwise=AS_PAIRS)
+    yield from usable(_scored(found), name_of(data), bad_rows, tally)
 
 
 def _beir_pairs(folder: str | Path, split: str, bad_rows: BadRows, tally: Counts) -> Iterator[Pair]:
     found = read_beir(folder, split, bad_rows=bad_rows, counts=tally)
     tally.notes += found.remarks
-    file, wrong, number = str(Path(folder) / "qrels" / f"{split}.tsv"), _Wrong(), 0
+    file, wrong, number = str(Path(folder) / "qrels" / f"{split}.tsv"), Wrong(), 0
     for query, judged in found.qrels.items():
         for document in (name for name, relevance in judged.items() if relevance > 0):
             number += 1
@@ -139,79 +115,46 @@ def _beir_pairs(folder: str | Path, split: str, bad_rows: BadRows, tally: Counts
                 continue
             tally.used -= 1
             wrong.add(SAME, f"query {query}")
-            tally.note(tally.rejected, Problem(SAME, SAME, fix=DROP), f"{file}, query {query}")
+            tally.note(tally.rejected, unusable(SAME, DROP), f"{file}, query {query}")
     if bad_rows == "fail":
-        wrong.refuse(file, number)
+        refuse(wrong, f"{wrong.many.get(SAME, 0):,} of {number:,} judgements cannot be used", file, [DROP])
 
 
-def _rename(columns: Mapping[str, str] | None, ours: Sequence[str]) -> dict[str, str]:
-    """The user's own names for our columns; a UserError for a column that is not ours."""
-    given = dict(columns or {})
-    if unknown := [name for name in given if name not in ours]:
-        raise UserError(
-            f"{unknown[0]!r} is no column of ours{did_you_mean(unknown[0], list(ours))}; there are {', '.join(ours)}",
-            where="--columns",
-        )
-    return {name: given.get(name, "") for name in ours}
+def _pairs(rows: Iterable[Named]) -> Iterator[tuple[Row, tuple[Pair, ...] | list[Problem]]]:
+    before: dict[str, str] | None = None
+    others: list[str] = []  # the columns of negatives
+    for row, cells, names in rows:
+        if names is not before:  # other columns
+            before, others = names, _negatives(row, names)
+        anchor, problem = _text(cells["anchor"], names["anchor"])
+        positives, wrong = _texts([(names["positive"], cells["positive"])])
+        negatives, strange = _texts([(name, row.values.get(name)) for name in others], needed=False)
+        problem = problem or wrong or strange
+        if problem is None and anchor in (*positives, *negatives):
+            problem = unusable(SAME, DROP)
+        group = None if cells.get("group") is None else str(cells["group"])
+        made = (Pair(anchor, positive, tuple(negatives), row.file, row.number, group) for positive in positives)
+        yield row, [problem] if problem else tuple(made)
 
 
-def _named(
-    data: DataLike, ours: Mapping[str, str], must: Sequence[str], bad_rows: BadRows, tally: Counts
-) -> Iterator[tuple[Row, dict[str, Any]]]:
-    """Rows with their cells under our names; what cannot be used is counted, or refused together at the end."""
-    wrong, first = _Wrong(), tally.rows
-    file, there = None, []
-    named: dict[str, list[str]] = {}
-    names: dict[str, list[str]] = {}
-    for row in read_rows(data, bad_rows=bad_rows, counts=tally):
-        if row.file != file:
-            file, there = row.file, list(row.values)
-            names = named = _find_columns(there, ours, must, file, tally)
-        elif list(row.values) != there:
-            # A record of other keys: of JSON, or a dict. What it lacks is an empty cell.
-            there = list(row.values)
-            names = {our: matches(our, given, there) or named[our] for our, given in ours.items()}
-        cells, what = _cells(row, names, must)
-        if what is None:
-            yield row, cells
-            continue
-        tally.used -= 1
-        place = f"{row.file}, row {row.number:,}"
-        wrong.add(what, place if str(data) != row.file and row.file != LIST else f"row {row.number:,}")
-        tally.note(tally.rejected, Problem(what, what, fix=DROP), place)
-    if bad_rows == "fail":
-        wrong.refuse(str(data) if isinstance(data, (str, Path)) else LIST, tally.rows - first)
+def _negatives(row: Row, names: Mapping[str, str]) -> list[str]:
+    if "negative" in names:
+        return [names["negative"]]
+    return [name for name in matches("negative", "", list(row.values)) if name not in names.values()]
 
 
-def _find_columns(
-    there: list[str], ours: Mapping[str, str], must: Sequence[str], file: str, tally: Counts
-) -> dict[str, list[str]]:
-    """For each of our columns the file's columns that hold it; a UserError where one that must be there is not."""
-    found = {our: matches(our, given, there) for our, given in ours.items()}
-    if must[0] == "sentence1" and not (found["sentence1"] or found["sentence2"]):
-        found |= {"sentence1": matches("anchor", "", there), "sentence2": matches("positive", "", there)}
-    listed = short_list([repr(name[:40]) for name in there], most=20)
-    for our in must:
-        if found[our]:
-            continue
-        asked = ours[our] or our
-        near = did_you_mean(asked, there) or did_you_mean(our, there)
-        example = next((name for name in there if not any(name in names for names in found.values())), "NAME")
-        raise UserError(
-            f"expected columns {', '.join(map(repr, must))}, found {listed}{near}: no column {asked!r}",
-            where=file,
-            fix=f"--columns {our}=NAME, for example --columns {our}={example}",
-        )
-    for our, given in ours.items():
-        if given and given not in there:
-            raise UserError(f"has no column {given!r}{did_you_mean(given, there)}, found {listed}", where=file)
-        if found[our] and found[our][0] != our and not given and our != "negative":
-            tally.notes.append(f"{file}: took the column {found[our][0]!r} as {our!r}")
-    return found
+def _scored(rows: Iterable[Named]) -> Iterator[tuple[Row, ScoredPair | list[Problem]]]:
+    for row, cells, names in rows:
+        first, problem = _text(cells["sentence1"], names["sentence1"])
+        second, wrong = _text(cells["sentence2"], names["sentence2"])
+        score = finite(cells.get("score"))
+        problem = problem or wrong
+        if "score" in names and score is None:
+            problem = problem or unusable("the score is no finite number")
+        yield row, [problem] if problem else ScoredPair(first, second, score, row.file, row.number)
 
 
 def matches(our: str, given: str, there: list[str]) -> list[str]:
-    """The columns of `there` that hold `our` column: the `given` one, or those of its names; negatives may be many."""
     """The columns that hold `our`: the given one, else all negatives, or the one with the first synonym in the list."""
     if given:
         return [given] if given in there else []
@@ -222,43 +165,25 @@ def matches(our: str, given: str, there: list[str]) -> list[str]:
     return sorted(known, key=lambda name: kinds[name.casefold()])[:1]
 
 
-def _cells(row: Row, names: Mapping[str, list[str]], must: Sequence[str]) -> tuple[dict[str, Any], str | None]:
-    """The row's cells under our names, and what makes it unusable (then in a few words, and no cells)."""
-    out: dict[str, Any] = {}
-    for our, theirs in names.items():
-        if our == "score":
-            out[our], what = _score(row.values.get(theirs[0])) if theirs else (None, None)
-        elif our == "group":
-            group = row.values.get(theirs[0]) if theirs else None
-            out[our], what = None if group is None else str(group), None
-        else:
-            out[our], what = _texts([(name, row.values.get(name)) for name in theirs], our in must)
-            if what is None and our not in ("positive", "negative") and len(out[our]) > 1:
-                what = f"column {theirs[0]!r} holds a list"
-        if what is not None:
-            return {}, what
-    if must[0] == "anchor" and set(out["anchor"]) & {*out["positive"], *out["negative"]}:
-        return {}, SAME
-    return out, None
+def _text(cell: Any, name: str) -> tuple[str, Problem | None]:
+    """The one text of a cell, and what makes it unusable."""
+    texts, problem = _texts([(name, cell)])
+    if problem is None and len(texts) > 1:
+        problem = unusable(f"column {name!r} holds a list")
+    return texts[0] if texts else "", problem
 
 
-def _texts(cells: list[tuple[str, Any]], needed: bool) -> tuple[list[str], str | None]:
+def _texts(cells: list[tuple[str, Any]], needed: bool = True) -> tuple[list[str], Problem | None]:
+    """The texts of named cells, and what makes them unusable; where none is `needed`, empty ones are passed over."""
     texts: list[str] = []
     for name, value in cells:
-        for item in value if isinstance(value, list | tuple) else [value]:
+        several = value if isinstance(value, list | tuple) else [value]
+        for item in several or ([None] if needed else []):
             if item is None or (isinstance(item, str) and not item.strip()):
                 if needed:
-                    return [], f"column {name!r} is empty"
+                    return [], unusable(f"column {name!r} is empty", DROP)
             elif not isinstance(item, str):
-                return [], f"column {name!r} holds {type(item).__name__} where a text must stand"
+                return [], unusable(f"column {name!r} holds {type(item).__name__} where a text must stand")
             else:
                 texts.append(item)
-    return (texts, None) if texts or not needed else ([], f"column {cells[0][0]!r} is empty")
-
-
-def _score(value: Any) -> tuple[float | None, str | None]:
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
-    return (number, None) if math.isfinite(number) else (None, "the score is no finite number")
+    return texts, None

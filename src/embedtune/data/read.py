@@ -1,7 +1,7 @@
 """Text in: streams rows out of files, folders and lists, says what is wrong with the rest, counts all of it.
 
 The formats know nothing of policies: what becomes of a bad row (fail, skip, replace) is decided in one place,
-`_settle`.
+`settle`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,17 @@ class Row:
     file: str
     number: int
     document: int
+
+
+def place(row: Row) -> str:
+    """Where a row stands, in words."""
+    return place_of(row.file, row.number)
+
+
+def place_of(file: str, number: int) -> str:
+    """The same from the two numbers that say it."""
+    unit = "line" if ending(Path(file))[0] in (".txt", ".jsonl") else "row"
+    return f"{file}, {'item' if file == 'the list' else unit} {number:,}"
 
 
 @dataclass
@@ -137,10 +148,10 @@ def _read(
             fresh |= item.fresh
             values, problems = item.values, [item.problem] if item.problem else []
             if values is not None:
-                values, more = _inspect(values, renamed, text)
+                values, more = inspect(values, renamed, text)
                 problems += [more] if more else []
             if problems:
-                values = _settle(values, problems, bad_rows, f"{file}, {unit} {item.number:,}", tally)
+                values = settle(values, problems, bad_rows, f"{file}, {unit} {item.number:,}", tally)
             if values is not None:
                 document += fresh
                 fresh = False
@@ -149,7 +160,7 @@ def _read(
     if tally.used == used:
         if tally.bytes == size:
             raise UserError("is empty", where=_name(data), fix="give a file with one text a line")
-        raise _nothing_usable(data, tally, tally.rows - rows, "text" if text else "row")
+        raise nothing_usable(data, tally, tally.rows - rows, "text" if text else "row")
 
 
 def _sources(data: DataLike, tally: Counts, header: bool, class_names: bool) -> Iterator[tuple[str, str, Items]]:
@@ -167,7 +178,7 @@ def _sources(data: DataLike, tally: Counts, header: bool, class_names: bool) -> 
             tally.files.append(str(path))
             form, before = ending(path)[0], tally.bytes
             unit = "line" if form in (".txt", ".jsonl") else "row"
-            reader = formats.READERS[form] if header or form not in (".csv", ".tsv") else formats.numbered
+            reader = formats.READERS[form] if header or form not in formats.DELIMITED else formats.numbered
             yield str(path), unit, reader(path, tally.add)
             if tally.bytes == before and len(found) > 1:
                 tally.notes.append(f"{path}: is empty")
@@ -181,7 +192,8 @@ def _name(data: DataLike) -> str:
     return str(data) if isinstance(data, (str, Path)) else "the list"
 
 
-def _nothing_usable(data: DataLike, tally: Counts, rows: int, noun: str) -> UserError:
+def nothing_usable(data: DataLike, tally: Counts, rows: int, noun: str) -> UserError:
+    """The error of data that has rows, but none that can be used."""
     details = [f"{n:,} x {name}: {'; '.join(tally.examples[name])}" for name, n in tally.rejected.items()]
     fix = next(filter(None, tally.fixes.values()), "give a file with one text a line")
     return UserError(f"has no usable {noun}: 0 of {rows:,} rows", where=_name(data), details=details, fix=fix)
@@ -206,7 +218,7 @@ def _choose_columns(header: Header, columns: Mapping[str, str], text: bool, file
     return renamed
 
 
-def _settle(
+def settle(
     values: dict[str, Any] | None, problems: list[Problem], bad_rows: str, place: str, tally: Counts
 ) -> dict[str, Any] | None:
     """What becomes of a bad row: the mended values, or None for a rejected one, tallied; or a UserError."""
@@ -222,7 +234,7 @@ def _settle(
     return values
 
 
-def _inspect(
+def inspect(
     values: dict[str, Any], renamed: dict[str, str], text: bool
 ) -> tuple[dict[str, Any] | None, Problem | None]:
     """The values under their new names, and what is wrong with them (then None, or the mended values)."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from embedtune.data import pairs
 from embedtune.data.clean import text_hash
-from embedtune.data.lines import Problem, ending
-from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
+from embedtune.data.lines import Problem
+from embedtune.data.read import BadRows, Counts, DataLike, Row, place, read_rows
 from embedtune.data.retrieval import is_beir
 from embedtune.errors import UserError, did_you_mean, short_list
 
@@ -142,17 +142,6 @@ def _wrong_type(value: Any) -> str:
     """What stands in a cell that is neither empty, nor a text, nor a list of texts."""
     several = value if isinstance(value, list | tuple) else [value]
     return next((type(each).__name__ for each in several if each is not None and not isinstance(each, str)), "")
-
-
-def place(row: Row) -> str:
-    """Where a row stands, in words."""
-    return place_of(row.file, row.number)
-
-
-def place_of(file: str, number: int) -> str:
-    """The same from the two numbers that say it."""
-    unit = "line" if ending(Path(file))[0] in (".txt", ".jsonl") else "row"
-    return f"{file}, {'item' if file == 'the list' else unit} {number:,}"
 
 
 def outside(data: DataLike, out: Path) -> None:

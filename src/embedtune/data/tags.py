@@ -20,10 +20,19 @@ from embedtune.data import lines as text_lines
 from embedtune.data.formats import Item
 from embedtune.data.hub import HUB
 from embedtune.data.lines import SKIP, Problem, decode, ending, find_files, unpacked, unpacked_text
-from embedtune.data.named import Named, name_of, named, refuse, unusable, usable
-from embedtune.data.pairs import _Wrong
-from embedtune.data.read import BadRows, Counts, DataLike, Row, _inspect, _nothing_usable, _settle, read_rows
-from embedtune.data.sides import place, place_of
+from embedtune.data.named import Named, Wrong, name_of, named, refuse, unusable, usable
+from embedtune.data.read import (
+    BadRows,
+    Counts,
+    DataLike,
+    Row,
+    inspect,
+    nothing_usable,
+    place,
+    place_of,
+    read_rows,
+    settle,
+)
 from embedtune.errors import UserError
 
 Scheme = Literal["BIO", "BIOES", "IO", "IOB1"]
@@ -152,9 +161,9 @@ def _sentences(path: Path, bad_rows: BadRows, tally: Counts) -> Iterator[Row]:
     tally.files.append(str(path))
     for document, item in enumerate(_blocks(path, tally, left_out)):
         tally.rows += 1
-        values, problem = _inspect(item.values or {}, {}, text=False)
+        values, problem = inspect(item.values or {}, {}, text=False)
         if problems := [each for each in (item.problem, problem) if each]:
-            values = _settle(values, problems, bad_rows, f"{path}, line {item.number:,}", tally)
+            values = settle(values, problems, bad_rows, f"{path}, line {item.number:,}", tally)
         if values is not None:
             tally.used += 1
             yield Row(values, str(path), item.number, document)
@@ -164,7 +173,7 @@ def _sentences(path: Path, bad_rows: BadRows, tally: Counts) -> Iterator[Row]:
     if tally.used == used:
         if tally.rows == rows:
             raise UserError("has no sentences", where=str(path), fix="give lines of a token, a tab and its tag")
-        raise _nothing_usable(str(path), tally, tally.rows - rows, "sentence")
+        raise nothing_usable(str(path), tally, tally.rows - rows, "sentence")
 
 
 def _blocks(path: Path, tally: Counts, left_out: Counter[str]) -> Iterator[Item]:
@@ -283,7 +292,7 @@ def _follows(scheme: Scheme, before: tuple[str, str], tag: tuple[str, str]) -> b
 
 def check_tags(rows: Iterable[Tagged], scheme: Scheme, where: str) -> None:
     """Raise one UserError for all tags that break the scheme; `drop_invalid` leaves such sentences out."""
-    wrong = _Wrong()
+    wrong = Wrong()
     for row in rows:
         for token, what in faults(row.tags, scheme):
             wrong.add(what, row.place(token).removeprefix(f"{where}, "))

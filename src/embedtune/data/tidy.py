@@ -23,9 +23,9 @@ from embedtune.data import pairs
 from embedtune.data.clean import words_hash
 from embedtune.data.lines import Problem, ending
 from embedtune.data.near import leaders
-from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row
+from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row, place
 from embedtune.data.shingles import Shingler
-from embedtune.data.sides import Judged, Source, check_near, outside, place, same_again
+from embedtune.data.sides import Judged, Source, check_near, outside, same_again
 from embedtune.errors import UserError, short_list
 
 WRITTEN = (".txt", ".jsonl", ".csv", ".tsv")
