@@ -355,6 +355,8 @@ def test_the_texts_to_search_in_are_bounded_and_hold_the_right_ones():
     assert len(bounded(data, 30, 5, [], 0).corpus) == 60, "the judged texts are always there"
     everything = bounded(data, 99, 999, ["text 1", "a new one", "a new one"], 0)
     assert sorted(everything.corpus.values()) == sorted([*corpus_.values(), "a new one"])
+    own = bounded(data, 30, 100, [f"of training {n}" for n in range(500)], 0)
+    assert sorted(own.corpus.values()) == sorted(corpus_.values()), "hard negatives of the dev data come first"
 
 
 def test_rows_of_your_own_to_score_on(fit, tmp_path):
