@@ -24,8 +24,10 @@ from embedtune.data.augment import Augmenting, Made, Maker, Span, chosen, core_s
 from embedtune.data.clean import text_hash
 from embedtune.encoder import load
 from embedtune.encoder.calls import Note
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.encode import Encoder
 from embedtune.encoder.load import Loaded
+from embedtune.encoder.vocabulary import continuations
 from embedtune.enrich.ask import Bill, Chat, ask
 from embedtune.enrich.questions import THINKING
 from embedtune.errors import UserError
@@ -56,7 +58,7 @@ def contextual(name: str, how: Augmenting) -> Maker:
         what = "has no masked-language head, so it cannot guess words"
         raise UserError(what, where=name, fix="name a model that embedtune fit mlm made, or another masked one")
     loaded = load.load_mlm(folder, how.seed)
-    loaded.model.eval().to(_device())
+    loaded.model.eval().to(pick_device())
     words = _whole_words(loaded.tokenizer)
     return maker(lambda texts, keys: _guess(loaded, words, texts, keys, how.rate), "contextual", how)
 
@@ -72,17 +74,10 @@ class _Gaps(NamedTuple):
 
 def _whole_words(tokenizer: Any) -> list[str]:
     """For each token the word it is; '' for a part of one, for marks and for special tokens."""
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    if any(piece.startswith("##") for piece in pieces):
-        whole = [not piece.startswith("##") for piece in pieces]
-    else:
-        # Byte-level and SentencePiece vocabularies mark where a word begins; others mark nothing.
-        marked = next((m for m in "Ġ▁" if sum(p.startswith(m) for p in pieces) > len(pieces) // 10), "")
-        whole = [piece.startswith(marked) for piece in pieces]
+    parts = continuations(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
     words = [
-        tokenizer.decode([number]).strip() if good and number not in special else ""
-        for number, good in enumerate(whole)
+        "" if part or number in special else tokenizer.decode([number]).strip() for number, part in enumerate(parts)
     ]
     return [word if word.isalpha() else "" for word in words]
 
@@ -199,7 +194,7 @@ def open_seq2seq(name: str, prefix: str = "") -> Seq2Seq:
     if bad := next((key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()), None):
         raise UserError(f"weight {bad} has NaN or infinite values", where=name)
     most = min(load.stated_length(folder, tokenizer), getattr(model.config, "max_position_embeddings", 10**6))
-    return Seq2Seq(model.eval().to(_device()), tokenizer, most, prefix)
+    return Seq2Seq(model.eval().to(pick_device()), tokenizer, most, prefix)
 
 
 def rewritten(models: Sequence[Seq2Seq], kind: str, how: Augmenting) -> Maker:
@@ -232,7 +227,7 @@ def _write(writer: Seq2Seq, texts: list[str], keys: np.ndarray) -> list[str | No
     config = writer.model.generation_config
     ends = np.atleast_1d(config.eos_token_id if config.eos_token_id is not None else writer.tokenizer.eos_token_id)
     for some in _batches(able, lengths):
-        padded = writer.tokenizer.pad({"input_ids": [rows[n] for n in some]}, return_tensors="pt").to(_device())
+        padded = writer.tokenizer.pad({"input_ids": [rows[n] for n in some]}, return_tensors="pt").to(pick_device())
         out = writer.model.generate(
             input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=room[some[-1]],
             do_sample=False, num_beams=1, logits_processor=[_sampling(keys[some])],
@@ -334,7 +329,3 @@ def _batches(numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[list[in
         some.append(number)
     if some:
         yield some
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
