@@ -6,12 +6,10 @@ new text is a function of its text, the seed and the model, whatever else is in 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +26,7 @@ from embedtune.encoder.device import pick_device
 from embedtune.encoder.encode import Encoder
 from embedtune.encoder.load import Loaded
 from embedtune.encoder.vocabulary import continuations
-from embedtune.enrich.ask import Bill, Chat, ask
-from embedtune.enrich.questions import THINKING
+from embedtune.enrich.ask import Bill, Chat, ask, in_json
 from embedtune.errors import UserError
 
 TOP = 10  # most likely tokens that are sampled from (arXiv 1808.09381)
@@ -263,7 +260,7 @@ def chat_rewrites(
         # Not str.format: both the text and the prompt may hold braces.
         prompts = [prompt.replace("{count}", str(how.copies)).replace("{text}", text) for text in texts]
         answers = ask(prompts, chat, parse, journal, bill=bill, note=note)
-        return [_made(text, a.texts, bool(a.refused), how.copies) for text, a in zip(texts, answers)]
+        return [_made(text, a.texts, bool(a.refused), how.copies) for text, a in zip(texts, answers, strict=True)]
 
     return make
 
@@ -279,18 +276,18 @@ def _made(text: str, said: list[str], refused: bool, copies: int) -> Made:
 
 
 def parse(text: str) -> list[str]:
-    """The first list of strings in a model's answer, without what it says while it thinks; [] where there is none.
+    """The first list of strings in a model's answer; [] where there is none.
 
     Strings that are blank, or that no file can hold, are left out. Nothing but a list is taken: a word to the user
     ("Here you are:") must not end up in training data.
     """
-    text = THINKING.sub("", text)
-    for start in [match.start() for match in re.finditer(r"\[", text)][:20]:
-        with suppress(ValueError, RecursionError):
-            value, _ = json.JSONDecoder().raw_decode(text[start:])
-            if value and all(isinstance(each, str) for each in value):
-                return [each.strip() for each in value if each.strip() and not re.search("[\0\ud800-\udfff]", each)]
-    return []
+
+    def strings(value: list[Any]) -> list[str] | None:
+        if not value or not all(isinstance(each, str) for each in value):
+            return None
+        return [each.strip() for each in value if each.strip() and not re.search("[\0\ud800-\udfff]", each)]
+
+    return in_json(text, "[", strings)
 
 
 def guarded(make: Maker, encoder: Encoder, least: float) -> Maker:
