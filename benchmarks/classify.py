@@ -83,8 +83,8 @@ def trainer(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) ->
         TrainingArguments,
     )
 
+    from embedtune.encoder.device import has_bf16, pick_device
     from embedtune.encoder.load import find, quiet
-    from embedtune.fit.derive import has_bf16, pick_device
 
     quiet()
     folder, best = find("all-MiniLM-L6-v2"), args.one == "trainer-best"

@@ -108,8 +108,8 @@ def trainer(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -
     from sentence_transformers.sentence_transformer import losses
     from transformers import TrainerCallback
 
+    from embedtune.encoder.device import has_bf16, pick_device
     from embedtune.encoder.load import find, quiet
-    from embedtune.fit.derive import has_bf16, pick_device
 
     quiet()
     model = SentenceTransformer(str(find("all-MiniLM-L6-v2")), device=str(pick_device()))

@@ -128,7 +128,7 @@ def trainer(name: str, paths: dict[str, Path], out: Path, seed: int) -> None:
         TrainingArguments,
     )
 
-    from embedtune.fit.derive import has_bf16, pick_device
+    from embedtune.encoder.device import has_bf16, pick_device
 
     kind, folder = RECIPES.get(name, Classify), load.find(BASE)
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -237,7 +237,7 @@ def build_trainer(
     import torch
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
 
-    from embedtune.fit.derive import has_bf16
+    from embedtune.encoder.device import has_bf16
 
     class Clock(TrainerCallback):
         def on_step_end(self, *positional: Any, **named: Any) -> None:

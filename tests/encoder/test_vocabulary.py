@@ -7,7 +7,7 @@ from conftest import tiny_tokenizer, tokenizer_text
 from embedtune.data import vocabulary
 from embedtune.data.read import Row
 from embedtune.encoder import load
-from embedtune.encoder.vocabulary import add_words
+from embedtune.encoder.vocabulary import add_words, continuations
 
 
 @pytest.fixture
@@ -64,6 +64,21 @@ def test_nothing_to_add_changes_nothing(loaded):
     before = loaded.model.get_input_embeddings().weight
     assert add_words(loaded, ["[MASK]"]) == 0
     assert loaded.model.get_input_embeddings().weight.shape == before.shape
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ("[A] un ##able ▁cat Ġcat", [0, 0, 1, 0, 0]),
+        ("<s> Ġun able Ġcat", [1, 0, 1, 0]),
+        ("<s> ▁un able ▁cat", [1, 0, 1, 0]),
+        ("un able cat", [0, 0, 0]),
+        ("Ġun " + "able " * 19, [0] * 20),
+    ],
+    ids=["wordpiece", "bytes", "sentencepiece", "nothing marked", "a mark too rare to be one"],
+)
+def test_which_tokens_continue_a_word(pieces, expected):
+    assert continuations(pieces.split()).tolist() == [bool(each) for each in expected]
 
 
 def byte_level_tokenizer():

@@ -9,9 +9,9 @@ from conftest import corpus
 from embedtune.data.read import read_texts
 from embedtune.data.tokens import tokenize
 from embedtune.encoder import load, varlen
+from embedtune.encoder.vocabulary import continuations
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedDropout, KeyedNoise, key_dropout
-from embedtune.fit.objectives import mlm
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker, only_rows
 
 VOCABULARY = 1000
@@ -88,7 +88,7 @@ def test_masks_are_a_function_of_seed_epoch_and_row_alone():
     ids=["wordpiece", "bytes", "sentencepiece"],
 )
 def test_whole_words_are_masked_whole(pieces, words):
-    continues = mlm.continuations(pieces)
+    continues = continuations(pieces)
     assert continues[3:].tolist() == [False, True, True, False]
     masker = Masker(2, np.array([3, 4, 5, 6]), np.arange(7) < 3, continues)
     row = np.array([0, 3, 4, 5, 6, 3, 4, 1])  # un believ able cat un believ

@@ -183,9 +183,7 @@ def _short(text: str) -> str:
 def _spent(command: Augment, bill: Bill) -> list[str]:
     if "llm" not in command.kinds:
         return []
-    cost = "" if bill.cost is None else f", cost {bill.cost:.4f}"
-    spent = f"{bill.tokens_in:,} tokens read, {bill.tokens_out:,} written in {bill.requests:,} requests{cost}"
-    return [f"{bill.answered:,} texts asked about, {bill.resumed:,} taken from {_journal(command)}: {spent}"]
+    return [bill.line("texts", _journal(command))]
 
 
 def _bill(command: Augment, bill: Bill) -> dict[str, Any]:

@@ -228,7 +228,8 @@ def pairs(command: Pairs, talk: Talk) -> Output:
 
 def _questions(command: Pairs, found: Any, made: Any, talk: Talk) -> tuple[int, list[str]]:
     """Questions by a model behind an address; what was answered stays in a journal beside the output."""
-    from embedtune.enrich.questions import Asking, Tally, passages, write_questions
+    from embedtune.enrich.ask import Bill, Chat
+    from embedtune.enrich.questions import Asking, passages, write_questions
     from embedtune.enrich.spans import write_pairs
 
     if len(command.generators) > 1:
@@ -236,16 +237,14 @@ def _questions(command: Pairs, found: Any, made: Any, talk: Talk) -> tuple[int, 
     if not command.address or not command.model:
         fix = "--generators questions --address http://localhost:8000/v1 --model NAME"
         raise UserError("questions need an address and a model", where="--generators questions", fix=fix)
-    asking = Asking(address=command.address, model=command.model, most=command.most, max_words=command.max_words,
-                    per_passage=command.per_document, seed=command.seed)  # fmt: skip
-    journal, tally = Path(command.out + ".journal"), Tally(command.prices)
+    chat = Chat(address=command.address, model=command.model)
+    asking = Asking(most=command.most, max_words=command.max_words, per_passage=command.per_document,
+                    seed=command.seed)  # fmt: skip
+    journal, bill = Path(command.out + ".journal"), Bill(command.prices)
     wanted = passages(found, asking, made)
-    many = write_pairs(
-        Path(command.out), write_questions(wanted, asking, journal, tally=tally, counts=made, note=talk.note), made
-    )
-    cost = "" if tally.cost is None else f", cost {tally.cost:.4f}"
-    spent = f"{tally.tokens_in:,} tokens read, {tally.tokens_out:,} written in {tally.requests:,} requests{cost}"
-    return many, [f"{tally.passages:,} passages asked about, {tally.resumed:,} taken from {journal}: {spent}"]
+    grown = write_questions(wanted, chat, asking, journal, bill=bill, counts=made, note=talk.note)
+    many = write_pairs(Path(command.out), grown, made)
+    return many, [bill.line("passages", journal)]
 
 
 def mine(command: Mine, talk: Talk) -> Output:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,60 +32,6 @@ class Trials:
 
     # Short trainings with each of some values, the best on dev then in full: --try lr=5e-5,3e-5,2e-5.
     trials: str | None = None
-
-
-@dataclass(frozen=True)
-class FitMLM:
-    """Masked language modelling on raw lines: the encoder learns the language of your text."""
-
-    recipe: recipes.MLM
-    place: Place
-    trials: Trials = Trials()
-
-
-@dataclass(frozen=True)
-class FitContrastive:
-    """Pairs, triplets or any number of negatives: anchors come to lie near their positives."""
-
-    recipe: recipes.Contrastive
-    place: Place
-    trials: Trials = Trials()
-
-
-@dataclass(frozen=True)
-class FitScored:
-    """Pairs of texts with a score: similarities come to follow the scores."""
-
-    recipe: recipes.Scored
-    place: Place
-    trials: Trials = Trials()
-
-
-@dataclass(frozen=True)
-class FitClassify:
-    """Labels in, a classifier out: one class a text, or several."""
-
-    recipe: recipes.Classify
-    place: Place
-    trials: Trials = Trials()
-
-
-@dataclass(frozen=True)
-class FitRegress:
-    """Scores in, a regressor out: one number a text."""
-
-    recipe: recipes.Regress
-    place: Place
-    trials: Trials = Trials()
-
-
-@dataclass(frozen=True)
-class FitTag:
-    """Tagged sentences in, a tagger out."""
-
-    recipe: recipes.Tag
-    place: Place
-    trials: Trials = Trials()
 
 
 def fit(command: Any, talk: Talk) -> Output:
@@ -148,15 +94,42 @@ def resume_takes_out(argv: list[str]) -> list[str]:
     return argv
 
 
-def _command(kind: type, recipe_kind: type, summary: str) -> Command:
+def _command(recipe_kind: type, summary: str, about: str) -> Command:
+    """The command of a recipe; its --help begins with `about`."""
+    fields: list[Any] = [("recipe", recipe_kind), ("place", Place), ("trials", Trials, Trials())]
+    kind = make_dataclass(f"Fit{recipe_kind.__name__}", fields, frozen=True, namespace={"__doc__": about})
     return Command("DATA|RECIPE.toml", summary, kind, fit, "--train", _defaults(kind, recipe_kind))
 
 
 COMMANDS = {
-    "fit mlm": _command(FitMLM, recipes.MLM, "masked language modelling on raw lines"),
-    "fit contrastive": _command(FitContrastive, recipes.Contrastive, "pairs in, better retrieval out"),
-    "fit scored": _command(FitScored, recipes.Scored, "scored pairs: similarities follow the scores"),
-    "fit classify": _command(FitClassify, recipes.Classify, "labels in, a classifier out"),
-    "fit regress": _command(FitRegress, recipes.Regress, "scores in, a regressor out"),
-    "fit tag": _command(FitTag, recipes.Tag, "tagged sentences in, a tagger out"),
+    "fit mlm": _command(
+        recipes.MLM,
+        "masked language modelling on raw lines",
+        "Masked language modelling on raw lines: the encoder learns the language of your text.",
+    ),
+    "fit contrastive": _command(
+        recipes.Contrastive,
+        "pairs in, better retrieval out",
+        "Pairs, triplets or any number of negatives: anchors come to lie near their positives.",
+    ),
+    "fit scored": _command(
+        recipes.Scored,
+        "scored pairs: similarities follow the scores",
+        "Pairs of texts with a score: similarities come to follow the scores.",
+    ),
+    "fit classify": _command(
+        recipes.Classify,
+        "labels in, a classifier out",
+        "Labels in, a classifier out: one class a text, or several.",
+    ),
+    "fit regress": _command(
+        recipes.Regress,
+        "scores in, a regressor out",
+        "Scores in, a regressor out: one number a text.",
+    ),
+    "fit tag": _command(
+        recipes.Tag,
+        "tagged sentences in, a tagger out",
+        "Tagged sentences in, a tagger out.",
+    ),
 }

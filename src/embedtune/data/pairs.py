@@ -155,7 +155,7 @@ def _scored(rows: Iterable[Named]) -> Iterator[tuple[Row, ScoredPair | list[Prob
 
 
 def matches(our: str, given: str, there: list[str]) -> list[str]:
-    """The columns that hold `our`: the given one, else all negatives, or the one with the first synonym in the list."""
+    """The columns of `there` that hold `our`: the `given` one, else all negatives, or the first synonym in the list."""
     if given:
         return [given] if given in there else []
     kinds = {synonym.casefold(): place for place, synonym in enumerate(SYNONYMS[our])}

@@ -1,13 +1,27 @@
-"""New tokens for a model: each starts as the mean of the pieces it used to be."""
+"""The tokens of a model: which continue a word, and new ones, each starting as the mean of its old pieces."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer
 
 from embedtune.encoder.load import Loaded
+
+
+def continuations(pieces: list[str]) -> np.ndarray:
+    """(V,) bool: which tokens continue a word, for WordPiece (##), byte-level BPE (no Ġ) and SentencePiece (no ▁).
+
+    A vocabulary that marks nothing has whole words only.
+    """
+    if any(piece.startswith("##") for piece in pieces):
+        return np.array([piece.startswith("##") for piece in pieces])
+    for mark in ("Ġ", "▁"):
+        if sum(piece.startswith(mark) for piece in pieces) > len(pieces) // 10:
+            return np.array([not piece.startswith(mark) for piece in pieces])
+    return np.zeros(len(pieces), bool)
 
 
 @torch.no_grad()

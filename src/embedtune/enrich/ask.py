@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
@@ -22,6 +24,8 @@ from embedtune.encoder.calls import Note, Refused
 from embedtune.errors import UserError
 
 GIVE_UP = 5  # prompts refused with none answered before them
+THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.S)
+MOST_STARTS = 20  # places in an answer where JSON may begin
 Read = Callable[[str], list[str]]
 
 
@@ -61,6 +65,12 @@ class Bill:
             return None
         return (self.tokens_in * self.prices[0] + self.tokens_out * self.prices[1]) / 1e6
 
+    def line(self, things: str, journal: Path) -> str:
+        """All of it in a line; `things` is what was asked about."""
+        cost = "" if self.cost is None else f", cost {self.cost:.4f}"
+        spent = f"{self.tokens_in:,} tokens read, {self.tokens_out:,} written in {self.requests:,} requests{cost}"
+        return f"{self.answered:,} {things} asked about, {self.resumed:,} taken from {journal}: {spent}"
+
 
 class Answer(NamedTuple):
     """The texts in what came back for a prompt; `refused` is what the service said where it did not want it."""
@@ -75,8 +85,8 @@ class Answer(NamedTuple):
 
 def ask(
     prompts: Sequence[str], chat: Chat, read: Read, journal: Path, *, bill: Bill, note: Note = lambda text: None
-) -> list[Answer]:
-    """An answer to each prompt, its texts found by `read` in what the model said.
+) -> Generator[Answer, None, None]:
+    """An answer to each prompt, in their order and as they come; `read` finds its texts in what the model said.
 
     `journal` is a .jsonl that only ever grows: a prompt that stands in it for this model is not asked again; a line
     that a kill tore is left out. Busy services are asked again, with waits. Raises UserError where the package, the
@@ -91,17 +101,18 @@ def ask(
     if bill.resumed:
         note(f"{journal}: {bill.resumed:,} of {len(set(keys)):,} prompts are answered there already")
     refused = 0
-    with closing(_ask_all(client, missing, chat, read, (where, note))) as fresh:
-        for key, answer in fresh:
-            done[key] = answer
-            bill.add(answer)
-            refused += bool(answer.refused)
-            if refused >= min(GIVE_UP, len(missing)) and not bill.answered:
-                raise UserError(answer.refused, where=where, fix="check the model's name and what it takes")
-            if not answer.refused:
-                _append(journal, key, answer)
-                note(f"{where}: {bill.answered:,} of {len(missing):,} prompts, {bill.tokens_out:,} tokens written")
-    return [done[key] for key in keys]
+    with closing(_ask_all(client, missing.values(), chat, read, (where, note))) as fresh:
+        for key in keys:
+            if key not in done:
+                answer = done[key] = next(fresh)  # of this prompt: both go through the missing ones in one order
+                bill.add(answer)
+                refused += bool(answer.refused)
+                if refused >= min(GIVE_UP, len(missing)) and not bill.answered:
+                    raise UserError(answer.refused, where=where, fix="check the model's name and what it takes")
+                if not answer.refused:
+                    _append(journal, key, answer)
+                    note(f"{where}: {bill.answered:,} of {len(missing):,} prompts, {bill.tokens_out:,} tokens written")
+            yield done[key]
 
 
 def _key(prompt: str, chat: Chat) -> str:
@@ -133,11 +144,11 @@ def _append(journal: Path, key: str, answer: Answer) -> None:
 
 
 def _ask_all(
-    client: Any, missing: Mapping[str, str], chat: Chat, read: Read, told: tuple[str, Note]
-) -> Generator[tuple[str, Answer], None, None]:
+    client: Any, prompts: Iterable[str], chat: Chat, read: Read, told: tuple[str, Note]
+) -> Generator[Answer, None, None]:
     """Answers in the order of the prompts, `concurrency` under way at once."""
-    under_way: deque[tuple[str, Future[Answer]]] = deque()
-    waiting = iter(missing.items())
+    under_way: deque[Future[Answer]] = deque()
+    waiting = iter(prompts)
     stop = Event()
 
     def one(prompt: str) -> Answer:
@@ -159,12 +170,11 @@ def _ask_all(
     with ThreadPoolExecutor(chat.concurrency) as pool:
         try:
             while True:
-                while len(under_way) < chat.concurrency and (item := next(waiting, None)):
-                    under_way.append((item[0], pool.submit(one, item[1])))
+                room = chat.concurrency - len(under_way)
+                under_way.extend(pool.submit(one, prompt) for prompt in islice(waiting, room))
                 if not under_way:
                     return
-                key, future = under_way.popleft()
-                yield key, future.result()
+                yield under_way.popleft().result()
         finally:
             stop.set()
 
@@ -176,9 +186,22 @@ def _tokens(answer: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def content(answer: Mapping[str, Any]) -> str:
-    """The text of a chat answer; '' where it has none."""
+    """The text of a chat answer, without what the model says while it thinks; '' where it has none."""
     with suppress(KeyError, IndexError, TypeError):
         said = answer["choices"][0]["message"]["content"]
         if isinstance(said, str):
-            return said
+            return THINKING.sub("", said)
     return ""
+
+
+def in_json(text: str, opening: str, find: Callable[[Any], list[str] | None]) -> list[str]:
+    """What `find` makes of the first JSON value in `text` of which it does not make None; [] where there is none.
+
+    `opening`: the characters a value may begin with.
+    """
+    for start in [place for place, letter in enumerate(text) if letter in opening][:MOST_STARTS]:
+        with suppress(ValueError, RecursionError):
+            value, _ = json.JSONDecoder().raw_decode(text[start:])
+            if (found := find(value)) is not None:
+                return found
+    return []

@@ -6,12 +6,10 @@ new text is a function of its text, the seed and the model, whatever else is in 
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +22,11 @@ from embedtune.data.augment import Augmenting, Made, Maker, Span, chosen, core_s
 from embedtune.data.clean import text_hash
 from embedtune.encoder import load
 from embedtune.encoder.calls import Note
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.encode import Encoder
 from embedtune.encoder.load import Loaded
-from embedtune.enrich.ask import Bill, Chat, ask
-from embedtune.enrich.questions import THINKING
+from embedtune.encoder.vocabulary import continuations
+from embedtune.enrich.ask import Bill, Chat, ask, in_json
 from embedtune.errors import UserError
 
 TOP = 10  # most likely tokens that are sampled from (arXiv 1808.09381)
@@ -56,7 +55,7 @@ def contextual(name: str, how: Augmenting) -> Maker:
         what = "has no masked-language head, so it cannot guess words"
         raise UserError(what, where=name, fix="name a model that embedtune fit mlm made, or another masked one")
     loaded = load.load_mlm(folder, how.seed)
-    loaded.model.eval().to(_device())
+    loaded.model.eval().to(pick_device())
     words = _whole_words(loaded.tokenizer)
     return maker(lambda texts, keys: _guess(loaded, words, texts, keys, how.rate), "contextual", how)
 
@@ -72,17 +71,10 @@ class _Gaps(NamedTuple):
 
 def _whole_words(tokenizer: Any) -> list[str]:
     """For each token the word it is; '' for a part of one, for marks and for special tokens."""
-    pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    if any(piece.startswith("##") for piece in pieces):
-        whole = [not piece.startswith("##") for piece in pieces]
-    else:
-        # Byte-level and SentencePiece vocabularies mark where a word begins; others mark nothing.
-        marked = next((m for m in "Ġ▁" if sum(p.startswith(m) for p in pieces) > len(pieces) // 10), "")
-        whole = [piece.startswith(marked) for piece in pieces]
+    parts = continuations(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     special = set(tokenizer.all_special_ids)
     words = [
-        tokenizer.decode([number]).strip() if good and number not in special else ""
-        for number, good in enumerate(whole)
+        "" if part or number in special else tokenizer.decode([number]).strip() for number, part in enumerate(parts)
     ]
     return [word if word.isalpha() else "" for word in words]
 
@@ -199,7 +191,7 @@ def open_seq2seq(name: str, prefix: str = "") -> Seq2Seq:
     if bad := next((key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()), None):
         raise UserError(f"weight {bad} has NaN or infinite values", where=name)
     most = min(load.stated_length(folder, tokenizer), getattr(model.config, "max_position_embeddings", 10**6))
-    return Seq2Seq(model.eval().to(_device()), tokenizer, most, prefix)
+    return Seq2Seq(model.eval().to(pick_device()), tokenizer, most, prefix)
 
 
 def rewritten(models: Sequence[Seq2Seq], kind: str, how: Augmenting) -> Maker:
@@ -232,7 +224,7 @@ def _write(writer: Seq2Seq, texts: list[str], keys: np.ndarray) -> list[str | No
     config = writer.model.generation_config
     ends = np.atleast_1d(config.eos_token_id if config.eos_token_id is not None else writer.tokenizer.eos_token_id)
     for some in _batches(able, lengths):
-        padded = writer.tokenizer.pad({"input_ids": [rows[n] for n in some]}, return_tensors="pt").to(_device())
+        padded = writer.tokenizer.pad({"input_ids": [rows[n] for n in some]}, return_tensors="pt").to(pick_device())
         out = writer.model.generate(
             input_ids=padded["input_ids"], attention_mask=padded["attention_mask"], max_new_tokens=room[some[-1]],
             do_sample=False, num_beams=1, logits_processor=[_sampling(keys[some])],
@@ -268,7 +260,7 @@ def chat_rewrites(
         # Not str.format: both the text and the prompt may hold braces.
         prompts = [prompt.replace("{count}", str(how.copies)).replace("{text}", text) for text in texts]
         answers = ask(prompts, chat, parse, journal, bill=bill, note=note)
-        return [_made(text, a.texts, bool(a.refused), how.copies) for text, a in zip(texts, answers)]
+        return [_made(text, a.texts, bool(a.refused), how.copies) for text, a in zip(texts, answers, strict=True)]
 
     return make
 
@@ -284,18 +276,18 @@ def _made(text: str, said: list[str], refused: bool, copies: int) -> Made:
 
 
 def parse(text: str) -> list[str]:
-    """The first list of strings in a model's answer, without what it says while it thinks; [] where there is none.
+    """The first list of strings in a model's answer; [] where there is none.
 
     Strings that are blank, or that no file can hold, are left out. Nothing but a list is taken: a word to the user
     ("Here you are:") must not end up in training data.
     """
-    text = THINKING.sub("", text)
-    for start in [match.start() for match in re.finditer(r"\[", text)][:20]:
-        with suppress(ValueError, RecursionError):
-            value, _ = json.JSONDecoder().raw_decode(text[start:])
-            if value and all(isinstance(each, str) for each in value):
-                return [each.strip() for each in value if each.strip() and not re.search("[\0\ud800-\udfff]", each)]
-    return []
+
+    def strings(value: list[Any]) -> list[str] | None:
+        if not value or not all(isinstance(each, str) for each in value):
+            return None
+        return [each.strip() for each in value if each.strip() and not re.search("[\0\ud800-\udfff]", each)]
+
+    return in_json(text, "[", strings)
 
 
 def guarded(make: Maker, encoder: Encoder, least: float) -> Maker:
@@ -334,7 +326,3 @@ def _batches(numbers: Sequence[int], lengths: Sequence[int]) -> Iterator[list[in
         some.append(number)
     if some:
         yield some
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

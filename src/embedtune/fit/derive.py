@@ -3,43 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from embedtune.encoder.device import free_bytes, has_bf16
 from embedtune.fit.engine import Objective, total_steps
 from embedtune.recipes import Loop
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether this device multiplies bf16 matrices in hardware (on a CPU: AVX512-BF16 or AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-    return False
-
-
-def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be taken on `device`."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    limits = []
-    with suppress(OSError, KeyError, ValueError):
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    with suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(0, min(limits, default=4 * 2**30))
 
 
 def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:

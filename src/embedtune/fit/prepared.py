@@ -14,7 +14,7 @@ import torch
 from embedtune import files
 from embedtune.data.formats import BLANK
 from embedtune.data.read import Counts
-from embedtune.fit import derive
+from embedtune.encoder.device import pick_device
 
 
 @dataclass(frozen=True)
@@ -101,5 +101,5 @@ def identity(folder: Path, tokenizer: Any, counts: Counts, dev_counts: Counts | 
         "transformers": transformers.__version__,
         "threads": str(torch.get_num_threads()),
         "machine": platform.machine(),
-        "device": str(derive.pick_device()),
+        "device": str(pick_device()),
     }

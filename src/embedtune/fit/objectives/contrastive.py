@@ -21,10 +21,11 @@ from embedtune.data.pairs import Pair, read_pairs
 from embedtune.data.read import Counts
 from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
 from embedtune.encoder import load
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.embedder import Trainable, load_trainable
 from embedtune.encoder.load import DEFAULT
 from embedtune.errors import UserError
-from embedtune.fit import derive, ranking
+from embedtune.fit import ranking
 from embedtune.fit.batches import DistinctOrder
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.embedding import NONE, EmbeddingObjective
@@ -72,7 +73,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     longer, tokens = tokens_of(texts, opened.model.tokenizer, prompts, (max_length, recipe.train_length), home, remarks)
     chosen = _resolve_ranking(recipe.ranking, opened)
     guide = _guide_vectors(chosen, recipe, texts, note)
-    opened.model.to(derive.pick_device())
+    opened.model.to(pick_device())
     loss = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
     order = _order(table, chosen.duplicates, recipe.loop, remarks)
     noise = KeyedNoise(recipe.loop.seed)

@@ -13,9 +13,10 @@ import torch
 from embedtune import keyed
 from embedtune.data.divide import leaks
 from embedtune.encoder import heads, varlen
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.load import Loaded
 from embedtune.errors import UserError
-from embedtune.fit import derive, probe
+from embedtune.fit import probe
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.heads import HeadObjective
 
@@ -96,7 +97,7 @@ def make_ready(loaded: Loaded, recipe: Any, remarks: list[str]) -> tuple[KeyedNo
         remarks.append(f"LoRA of rank {recipe.lora} beside {count} linear layers; merged into the weights when saved")
     for name, parameter in loaded.model.named_parameters():
         parameter.requires_grad_(how == "tune" or name in head or (how == "lora" and ".lora_" in name))
-    loaded.model.to(derive.pick_device())
+    loaded.model.to(pick_device())
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(loaded.model, noise)
     if how == "freeze":

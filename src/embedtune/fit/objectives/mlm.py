@@ -21,6 +21,7 @@ from embedtune.data.split import RUN
 from embedtune.data.tokens import Tokens
 from embedtune.encoder import load
 from embedtune.encoder.load import Loaded
+from embedtune.encoder.vocabulary import continuations
 from embedtune.fit import order
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
@@ -95,16 +96,6 @@ class Masked:
     owner: np.ndarray
     position: np.ndarray
     labels: np.ndarray
-
-
-def continuations(pieces: list[str]) -> np.ndarray:
-    """(V,) bool: which tokens continue a word, for WordPiece (##), byte-level BPE (no Ġ) and SentencePiece (no ▁)."""
-    if any(piece.startswith("##") for piece in pieces):
-        return np.array([piece.startswith("##") for piece in pieces])
-    for mark in ("Ġ", "▁"):
-        if sum(piece.startswith(mark) for piece in pieces) > len(pieces) // 10:
-            return np.array([not piece.startswith(mark) for piece in pieces])
-    return np.zeros(len(pieces), bool)
 
 
 @dataclass

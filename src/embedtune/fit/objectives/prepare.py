@@ -17,10 +17,10 @@ from embedtune.data.columns import parse_columns
 from embedtune.data.read import Counts, read_texts
 from embedtune.data.tokens import Tokens, tokenize
 from embedtune.encoder import load, scratch
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.encoder.vocabulary import add_words
 from embedtune.errors import UserError
-from embedtune.fit import derive
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.engine import total_steps
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
@@ -55,7 +55,7 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     if loaded.fresh:
         _start_at_frequencies(loaded, tokens, sides.dev if dev_tokens is tokens else sides.dev[:0])
     noise = KeyedNoise(recipe.loop.seed)
-    loaded.model.to(derive.pick_device())
+    loaded.model.to(pick_device())
     key_dropout(loaded.model, noise)
     fresh = [name for name, _ in loaded.model.named_parameters() if name in set(loaded.fresh)]
     masker = Masker.of(loaded.tokenizer, recipe.whole_words)

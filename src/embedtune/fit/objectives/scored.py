@@ -19,10 +19,11 @@ from embedtune.data.pair_check import scale_of
 from embedtune.data.pairs import ScoredPair, read_scored
 from embedtune.data.read import Counts
 from embedtune.encoder import load
+from embedtune.encoder.device import pick_device
 from embedtune.encoder.embedder import load_trainable
 from embedtune.encoder.load import DEFAULT
 from embedtune.errors import UserError, short_list
-from embedtune.fit import derive, ranking
+from embedtune.fit import ranking
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.contrastive import FEWEST, held_out
 from embedtune.fit.objectives.embedding import EmbeddingObjective
@@ -76,7 +77,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     if tokens.chunked:
         remarks.append(f"{tokens.chunked:,} of {len(tokens):,} texts are longer than {max_length} tokens: cut to them")
     labels = torch.tensor([_scaled(p.score or 0.0, low, high) for p in pairs], dtype=torch.float32)
-    opened.model.to(derive.pick_device())
+    opened.model.to(pick_device())
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     loss = _loss(recipe, int(opened.model.get_embedding_dimension()), labels)
