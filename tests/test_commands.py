@@ -240,7 +240,7 @@ def test_judge_writes_what_it_found(call, tmp_path):
 def test_rows_left_out_when_judging_are_said(call, tmp_path):
     jsonl(tmp_path / "holes.jsonl", [*PAIRS[:20], {"question": "", "answer": "x"}])
     _, err = call("judge", "base", "--data", "holes.jsonl", code=2)
-    assert "column 'question' is empty (1 of 21 rows): row 21" in err
+    assert "1 of 21 rows cannot be used" in err and "column 'question' is empty (1): line 21" in err
     out, _ = call("judge", "base", "--data", "holes.jsonl", "--bad-rows", "skip")
     assert "1 rows left out: column 'question' is empty" in out
     jsonl(tmp_path / "odd.jsonl", [*SCORED[:20], {"sentence1": "a", "sentence2": "b", "score": "high"}])
