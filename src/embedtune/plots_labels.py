@@ -23,12 +23,9 @@ def scores_curve(records: Sequence[Mapping[str, Any]], measures: Mapping[str, st
         found = [(epochs.get(r["step"], 0.0), r[name]) for r in scored if name in r]
         if found:
             x, y = zip(*found)
+            # The best values stand in the legend: beside their points they would cover each other.
+            words = f"{words}, best {max(y):.3f}"
             axis.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.6, label=words)
-            best = int(np.argmax(y))
-            axis.annotate(
-                f"{y[best]:.3f}", (x[best], y[best]), textcoords="offset points", xytext=(0, 8), ha="center",
-                fontsize=9, color=colour,
-            )  # fmt: skip
     axis.set_xlabel("epoch")
     axis.set_ylabel("on the dev rows")
     axis.set_title(title, loc="left", fontsize=11)

@@ -166,3 +166,20 @@ def test_lora_adds_nothing_at_first_and_merges_into_stock_weights(tiny_model, tm
         found = [stock_model.eval()(input_ids=torch.from_numpy(row)[None]).logits[0] for row in rows]
     torch.testing.assert_close(torch.stack(found), adapted, atol=1e-5, rtol=1e-5)
     assert load.check_folder(folder)["architectures"] == ["BertForSequenceClassification"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layer_that_gives_the_logits_is_found_where_it_is_fresh(tiny_model, tmp_path, kind):
+    """Also where a layer of the encoder has as many outputs as there are classes."""
+    names = [f"c{n}" for n in range(load.open_config(tiny_model(kind)).hidden_size)]
+    loaded = heads.load_head(tiny_model(kind), heads.SEQUENCE, 0, names, "single_label_classification")
+    layer = heads.fresh_layer(loaded)
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.copy_(torch.arange(len(names)))
+        logits = heads.row_logits(loaded, [np.array([2, 5, 3])])
+    assert logits[0].tolist() == list(range(len(names)))
+    (tmp_path / "saved").mkdir()
+    heads.save_head(loaded, tmp_path / "saved")
+    again = heads.load_head(tmp_path / "saved", heads.SEQUENCE, 0, names, "single_label_classification")
+    assert heads.fresh_layer(again) is None

@@ -97,12 +97,12 @@ def parameters(loaded: Loaded) -> list[str]:
 
 
 def fresh_layer(loaded: Loaded) -> torch.nn.Linear | None:
-    """The linear layer that gives the logits, where the folder did not have it."""
-    fresh, count = set(loaded.fresh), loaded.model.config.num_labels
+    """The linear layer that gives the logits (weight (C, D)), where the folder did not have it; None where it did."""
+    fresh, config, prefix = set(loaded.fresh), loaded.model.config, loaded.model.base_model_prefix + "."
     found = [
         module for name, module in loaded.model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module.out_features == count and module.bias is not None
-        and f"{name}.weight" in fresh
+        if isinstance(module, torch.nn.Linear) and module.out_features == config.num_labels
+        and module.bias is not None and f"{name}.weight" in fresh and not name.startswith(prefix)
     ]  # fmt: skip
     return found[-1] if found else None
 
