@@ -81,15 +81,21 @@ def read_classes(x: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Readi
     features = _features(x, fit)
     generator = np.random.default_rng(seed)
     members = [fit[labels[fit] == k] for k in range(classes)]
-    even = np.concatenate([generator.choice(rows, len(fit) // classes, len(rows) * classes < len(fit)) for rows in members])
+    even = np.concatenate(
+        [generator.choice(rows, len(fit) // classes, len(rows) * classes < len(fit)) for rows in members]
+    )
     readings = []
     for name, (values, probe) in _probes(features, x, classes).items():
-        found = [accuracy(labels[rest], probe(values[even], labels[even], values[rest], seed + k)) for k in range(SEEDS)]
+        found = [
+            accuracy(labels[rest], probe(values[even], labels[even], values[rest], seed + k)) for k in range(SEEDS)
+        ]
         readings.append(Reading(name, *_middle(found), found[0].chance, tuple(f.value for f in found)))
     return sorted(readings, key=lambda r: -r.value)
 
 
-def independence(x: np.ndarray, z: np.ndarray, labels: np.ndarray | None = None, *, draws: int = DRAWS, seed: int = 0) -> float:
+def independence(
+    x: np.ndarray, z: np.ndarray, labels: np.ndarray | None = None, *, draws: int = DRAWS, seed: int = 0
+) -> float:
     """Permutation p of the hypothesis that the vectors x (m, d) say nothing at all of the concept.
 
     The statistic is HSIC, the squared norm of the cross-covariance of random Fourier features of x (Gaussian kernels
@@ -203,7 +209,9 @@ def _features(x: np.ndarray, fit: np.ndarray) -> np.ndarray:
 def _parts(n: int, seed: int, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to fit on (two thirds, at most FIT) and to judge on; every class has its share in both."""
     if n < FEWEST:
-        raise UserError(f"{n:,} rows are too few for probes that are not linear", fix=f"give at least {FEWEST} fresh rows")
+        raise UserError(
+            f"{n:,} rows are too few for probes that are not linear", fix=f"give at least {FEWEST} fresh rows"
+        )
     from sklearn.model_selection import train_test_split
 
     sizes = {"train_size": min(FIT, n * 2 // 3), "test_size": min(FIT // 2, n - n * 2 // 3)}
