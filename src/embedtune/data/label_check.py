@@ -17,6 +17,7 @@ from embedtune.data.check import (
     MANY_DUPLICATES,
     MANY_LONG,
     MANY_NEAR,
+    MANY_UNKNOWN,
     NEAR_CHARACTERS,
     NEAR_ROWS,
     Measure,
@@ -25,7 +26,6 @@ from embedtune.data.check import (
     row_remarks,
 )
 from embedtune.data.clean import words_hash
-from embedtune.data.doctors import NEAR, Places, Scores, Side, SideTally, scores_of, unknown_remarks, unknown_share
 from embedtune.data.hub import HUB
 from embedtune.data.label_report import ClassCount, LabelDiagnosis, LabelKind
 from embedtune.data.labels import (
@@ -42,6 +42,8 @@ from embedtune.data.labels import (
 from embedtune.data.lines import ending, find_files
 from embedtune.data.named import find_column, finite, name_of
 from embedtune.data.near import leaders
+from embedtune.data.pair_check import NEAR, _Pairs, _scores, _SideTally
+from embedtune.data.pair_report import Scores, Side
 from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
 from embedtune.data.shingles import sets_of
 from embedtune.data.tags import TAGGED, Scheme, Tagged, check_tags, is_conll, place_in, read_tagged, scheme_of, spans
@@ -90,10 +92,11 @@ def _fractions(cells: Sequence[Any]) -> float:
 class _Found:
     """What one pass gathers: for each row a hash, an answer (its score, or a code of its labels), and its place."""
 
-    side: SideTally = field(default_factory=lambda: SideTally("rows"))
+    side: _SideTally = field(default_factory=lambda: _SideTally("rows"))
     answers: array[float] = field(default_factory=lambda: array("d"))
     codes: dict[Hashable, int] = field(default_factory=dict)
-    places: Places = field(default_factory=Places)
+    files: list[str] = field(default_factory=list)
+    places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))
     first: list[list[str]] = field(default_factory=list)
     census: Census = field(default_factory=Census)
     sentences: list[Tagged] = field(default_factory=list)  # without their tokens
@@ -110,7 +113,10 @@ class _Found:
         self.answers.append(self._answer(row))
         if len(self.first) < NEAR_ROWS:
             self.first.append([cell[:NEAR_CHARACTERS] for cell in cells])
-        self.places.add(row.file, row.number)
+        if not self.files or self.files[-1] != row.file:
+            self.files.append(row.file)
+        self.places[0].append(len(self.files) - 1)
+        self.places[1].append(row.number)
 
     def _answer(self, row: Labelled | Graded | Tagged) -> float:
         if isinstance(row, Graded):
@@ -127,8 +133,9 @@ class _Found:
 
     def likeness(self, row: int, other: int) -> str:
         """Where two rows stand that are alike."""
-        (file, number), there = self.places.at(row), place_in(*self.places.at(other))
-        return f"{place_in(file, number)} is like {there.removeprefix(f'{file}, ')}"
+        file = self.files[self.places[0][row]]
+        places = [place_in(self.files[self.places[0][each]], self.places[1][each]) for each in (row, other)]
+        return f"{places[0]} is like {places[1].removeprefix(f'{file}, ')}"
 
 
 def check_labels(
@@ -156,6 +163,7 @@ def check_labels(
                 found.add(row, measure, special)
         except UserError as error:
             fatal.append(error)
+    found.side.flush(measure)
     return _diagnose(kind, found, counts, fatal, measure, max_length, name_of(data))
 
 
@@ -183,11 +191,11 @@ def _diagnose(
     scheme = scheme_of(row.tags for row in found.sentences) if kind == "tagged" else None
     scores = None
     if kind == "graded" and used:
-        scores = scores_of(np.array(found.answers), found.places)
+        scores = _scores(_Pairs([], scores=found.answers, files=found.files, places=found.places))
     stops = [Remark(*error_parts(error)) for error in fatal]
     if used or not stops:
         stops += _stops(kind, found, scheme, where)
-    unknown = unknown_share([found.side], measure)
+    unknown = _unknown_share(found, measure)
     remarks = list(stops)
     if used:
         remarks += row_remarks(counts) + _imbalance(kind, classes) + _remarks(kind, side, repeats, unknown, scores)
@@ -253,6 +261,14 @@ def _repeats(kind: LabelKind, found: _Found) -> _Repeats:
     return _Repeats(int(exact.sum()), int(near.sum()), len(conflicts), examples)
 
 
+def _unknown_share(found: _Found, measure: Measure) -> float | None:
+    if measure.backend is None:
+        return None
+    tally = found.side.tally
+    tokens = sum(length * many for length, many in tally.lengths.items()) - measure.special * len(found.answers)
+    return tally.unknown / max(tokens, 1)
+
+
 def _stops(kind: LabelKind, found: _Found, scheme: Scheme | None, where: str) -> list[Remark]:
     """What training would refuse."""
     try:
@@ -303,8 +319,13 @@ def _remarks(
     if repeats.near > MANY_NEAR * min(side.texts, NEAR_ROWS):
         what = f"{repeats.near:,} of the first {min(side.texts, NEAR_ROWS):,} rows nearly repeat an earlier one"
         remarks.append(Remark(what, cleaning))
-    remarks += scores.outside() if scores else []
-    remarks += unknown_remarks(unknown)
+    if scores and scores.scale and scores.beyond:
+        low, high = scores.scale
+        what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
+        remarks.append(Remark(what, "mend these rows, or leave them out"))
+    if unknown is not None and unknown > MANY_UNKNOWN:
+        what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
+        remarks.append(Remark(what, "choose a model for this language with --model"))
     if side.lengths and side.lengths.longer > MANY_LONG * side.texts:
         n = side.lengths
         what = f"{n.longer:,} rows ({n.longer / side.texts:.0%}) are longer than {n.limit:,} {n.unit}"
