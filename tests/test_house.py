@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedtune"
 
 # Rooms are folders, the rest are single modules. Each may import those named here, and a room also itself.
-LEAVES = {"errors", "files", "recipes", "schema", "limits", "plots", "nearest", "keyed"}
+LEAVES = {"errors", "files", "recipes", "schema", "limits", "plots", "plots_refine", "nearest", "keyed"}
 IMPORTS = {
     "__init__": {"recipes", "errors", "encoder", "refine", "tune", "run"},  # lazily, by name
     "errors": set(),
@@ -25,6 +25,7 @@ IMPORTS = {
     "schema": {"errors", "recipes"},
     "plots": {"errors", "files"},
     "plots_labels": {"plots"},
+    "plots_refine": {"plots"},
     "nearest": {"errors"},
     "data": LEAVES,
     "encoder": LEAVES | {"data"},

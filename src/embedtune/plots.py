@@ -37,12 +37,14 @@ def save_figure(figure: Any, stem: Path) -> None:
             files.write_bytes(stem.with_name(stem.name + suffix), buffer.getvalue())
 
 
-def new_figure(rows: int, heights: Sequence[float], size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """A figure without pyplot's global state, and its axes from top to bottom."""
+def new_figure(
+    rows: int, heights: Sequence[float], size: tuple[float, float], *, share: bool = True
+) -> tuple[Any, list[Any]]:
+    """A figure without pyplot's global state, and its axes from top to bottom, which may share one scale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=list(heights), sharex=rows > 1)[:, 0]
+    axes = figure.subplots(rows, 1, squeeze=False, height_ratios=list(heights), sharex=share and rows > 1)[:, 0]
     for axis in axes:
         axis.grid(color=GRID, linewidth=0.6)
         axis.set_axisbelow(True)
@@ -221,7 +223,7 @@ def _narrow_figure(rows: int, heights: Sequence[float], height: float) -> tuple[
     return figure, axes
 
 
-def _label(text: object, most: int = 30) -> str:
+def label(text: object, most: int = 30) -> str:
     """A name that came from outside, fit to stand in a picture: one line, clipped, nothing invisible."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
@@ -254,7 +256,7 @@ def changes_plot(rows: Sequence[Mapping[str, Any]], span: tuple[float, float] | 
         if known:
             axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         axis.plot([row["change"]], [place], color=colour, marker=marker, markersize=5, markerfacecolor=face)
-    names = [_label(row["measure"]) for row in rows]
+    names = [label(row["measure"]) for row in rows]
     axis.set_yticks(range(len(rows)), labels=names, parse_math=False)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -287,7 +289,7 @@ def dims_plot(dims: Sequence[Mapping[str, Any]], measure: str) -> Any:
     axis.set_xticks(places, labels=[f"{d['dim']:,}" for d in dims])
     axis.set_xlim(-0.4, len(dims) - 0.6)
     axis.set_xlabel("dimension of the vectors", fontsize=LETTERS)
-    axis.set_ylabel(_label(measure), fontsize=LETTERS, parse_math=False)
+    axis.set_ylabel(label(measure), fontsize=LETTERS, parse_math=False)
     axis.legend(frameon=False, fontsize=LETTERS, loc="lower right")
     return figure
 
@@ -312,7 +314,7 @@ def measures_curve(records: Sequence[Mapping[str, Any]], measure: str) -> Any:
     figure, axes = _narrow_figure(len(panels), heights, 0.4 + sum(heights))
     for name, axis in zip(panels, axes, strict=True):
         title = {"loss": "loss", "lr": "learning rate"}.get(name, f"dev {name.removeprefix('dev_')}")
-        axis.set_title(_label(title, 50), loc="left", fontsize=LETTERS, parse_math=False)
+        axis.set_title(label(title, 50), loc="left", fontsize=LETTERS, parse_math=False)
         if name == "loss":
             _loss_panel(axis, learned, losses)
         elif name == wanted:

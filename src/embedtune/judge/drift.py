@@ -21,11 +21,13 @@ NEIGHBOURS = 10
 @dataclass(frozen=True)
 class Drift:
     """`overlap`: the share of each text's ten nearest texts that both models agree on, mean over the texts;
-    `rank_correlation`: Spearman of all pairwise cosines. 1 and 1 for a model and itself.
+    `rank_correlation`: Spearman of all pairwise cosines; `cosine_change`: their mean absolute change. 1, 1 and 0 for a
+    model and itself.
     """
 
     overlap: float
     rank_correlation: float
+    cosine_change: float
     texts: int
 
     def line(self) -> str:
@@ -45,8 +47,9 @@ def drift(before: np.ndarray, after: np.ndarray) -> Drift:
     for one, two in zip(_nearest(a, k), _nearest(b, k), strict=True):
         shared.append(len(np.intersect1d(one, two)) / k)
     upper = np.triu_indices(len(a), 1)
-    correlation = float(spearmanr((a @ a.T)[upper], (b @ b.T)[upper]).statistic)
-    return Drift(float(np.mean(shared)), correlation, len(a))
+    one, two = (a @ a.T)[upper], (b @ b.T)[upper]
+    correlation = float(spearmanr(one, two).statistic)
+    return Drift(float(np.mean(shared)), correlation, float(np.abs(one - two).mean()), len(a))
 
 
 def _nearest(vectors: np.ndarray, k: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What probes that are not linear find of a concept in vectors: each is fitted on one part of the rows, judged on another.
+"""What probes that are not linear find of a concept: each is fitted on one part of the rows and judged on another.
 
 No affine map takes away what is not linear, so these figures stand beside every linear guarantee.
 """

@@ -19,7 +19,7 @@ DRAWS = 999  # permutations
 ALPHA = 0.05
 ASKED, FEWEST = 10, 2  # rows per dimension: asked for, and below which nothing is said
 COLUMNS = 256  # right-hand sides in one product
-POINTS = 2000  # of a sum over a smooth distribution
+POINTS = 600  # of a sum over a smooth distribution
 CONSTANT = 1e-12  # a spread below this part of the mean is rounding
 
 
@@ -162,7 +162,7 @@ def interval(r2: float, n: int, p: int, widen: float = 1.0, alpha: float = ALPHA
         if score(0.0) <= level:
             return 0.0
         top = 1 - 1e-9
-        return top if score(top) >= level else float(brentq(lambda v: score(v) - level, 0.0, top, xtol=1e-9))
+        return top if score(top) >= level else float(brentq(lambda v: score(v) - level, 0.0, top, xtol=1e-8))
 
     tail = float(-ndtri(alpha / 2))
     return root(tail), root(-tail)
@@ -170,15 +170,15 @@ def interval(r2: float, n: int, p: int, widen: float = 1.0, alpha: float = ALPHA
 
 def chance_below(r2: float, n: int, p: int, rho2: float) -> float:
     """P(R2 <= r2) for n Gaussian rows and p random regressors: beta variables mixed by a negative binomial."""
-    from scipy.special import betainc
-    from scipy.stats import nbinom
+    from scipy.special import betainc, gammaln
 
     if rho2 <= 0:
         return float(betainc(p / 2, (n - 1 - p) / 2, r2))
-    mixed = nbinom((n - 1) / 2, 1 - rho2)
-    first, last = max(0.0, mixed.mean() - 9 * mixed.std() - 9), mixed.mean() + 9 * mixed.std() + 40
-    k = np.unique(np.linspace(first, last, POINTS).round())
-    weight = mixed.pmf(k)
+    half = (n - 1) / 2
+    mean, spread = half * rho2 / (1 - rho2), math.sqrt(half * rho2) / (1 - rho2)
+    k = np.unique(np.linspace(max(0.0, mean - 9 * spread - 9), mean + 9 * spread + 40, POINTS).round())
+    weight = gammaln(half + k) - gammaln(k + 1) + k * math.log(rho2)
+    weight = np.exp(weight - weight.max())
     return float(weight @ betainc(p / 2 + k, (n - 1 - p) / 2, r2) / weight.sum())
 
 
