@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from embedtune import recipes
-from embedtune.commands.shape import Command, Output, Talk, models_first
+from embedtune.commands.shape import Command, Output, Talk, models_first, table
+from embedtune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,40 @@ class Length:
     rows: int | None = None
     # Arithmetic of the model.
     precision: recipes.Precision = "fp32"
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Certify:
+    """What probes on fresh rows still find of a concept, linear ones and others, and what its erasure costs."""
+
+    # The model: a folder or a name; one from which nothing was erased is measured too.
+    model: str
+    # Texts that the eraser has not seen: a file or folder; at least ten times as many as the vectors have dimensions.
+    data: str
+    # The column that holds the concept, or length (derived: what was erased; length where nothing was).
+    concept: str | None = None
+    # What the column holds, where nothing was erased: scalar, ordinal, category, multilabel or function.
+    kind: str | None = None
+    # The model before the erasure, to compare with.
+    base: str | None = None
+    # BEIR folders (or folder:split) or pairs that both models are judged on: nDCG@10.
+    retrieval: tuple[str, ...] = ()
+    # Scored pairs that both models are judged on: Spearman.
+    similarity: tuple[str, ...] = ()
+    # Folder that the certificate is added to (derived: the model's).
+    out: str | None = None
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Probe the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the models.
+    precision: recipes.Precision = "fp32"
+    # Of shuffles, parts and probes.
+    seed: int = 0
     # Print the result as JSON.
     json: bool = False
 
@@ -70,10 +106,40 @@ def length(command: Length, talk: Talk) -> Output:
     return Output(report.lines(), report.as_dict())
 
 
+def certify(command: Certify, talk: Talk) -> Output:
+    """Probe, compare, and add the certificate to a folder."""
+    from embedtune.encoder import load
+    from embedtune.parts import open_judged
+    from embedtune.refine import certify as work
+
+    folder = Path(command.out) if command.out else load.find_own(command.model)
+    retrieval = [open_judged(name, bad_rows=command.bad_rows).retrieval for name in command.retrieval]
+    similarity = [open_judged(name, bad_rows=command.bad_rows) for name in command.similarity]
+    wrong = [n for n, found in zip(command.retrieval, retrieval) if found is None]
+    wrong += [n for n, found in zip(command.similarity, similarity) if not found.scored]
+    if wrong:
+        fix = "--retrieval takes BEIR folders and pairs, --similarity scored pairs"
+        raise UserError("holds data of the other kind", where=wrong[0], fix=fix)
+    fresh = work.Fresh(command.data, command.concept, command.kind, command.columns, command.bad_rows, command.rows)
+    judged = work.Judged([data for data in retrieval if data], [(data.name, data.scored) for data in similarity])
+    found = work.certify(command.model, fresh, base=command.base, judged=judged, precision=command.precision,
+                         seed=command.seed, note=talk.note)  # fmt: skip
+    names = work.write_certificate(found, folder)
+    lines = [found.word, *found.sentences(), *found.costs(), "", *table(["probe", "before", "after"], found.figures())]
+    return Output([*lines, "", f"{folder}/ now holds {', '.join(names)}"], found.as_dict())
+
+
 COMMANDS = {
     "refine merge": Command(
         "BASE TUNED --out DIR", "average a tuned model with its base", Merge, merge, None, models_first
     ),
+    "refine certify": Command(
+        "MODEL --data FRESH",
+        "what probes still find of a concept, and what erasing it costs",
+        Certify,
+        certify,
+        "--model",
+    ),  # fmt: skip
     "refine length": Command(
         "MODEL --data FILE", "the direction in which embeddings encode length", Length, length, "--model"
     ),

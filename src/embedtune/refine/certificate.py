@@ -91,12 +91,15 @@ def find(x: np.ndarray, target: Target, tokens: np.ndarray, seed: int = 0) -> Fo
 
 @dataclass(frozen=True)
 class Erasure:
-    """What the model's folder says of the erasure: how it was fitted, and what was left on the rows of the fit."""
+    """What the model's folder says of the erasure; `residual` is what was left on the rows that it was fitted on.
+
+    That is the largest covariance of the output with the concept, in standard deviations of both.
+    """
 
     method: str
     rows: int
     live: int  # dimensions
-    residual: float  # largest canonical correlation left on the rows of the fit
+    residual: float
     changed: bool  # whether the weights are other ones than those that were erased
 
     @property
@@ -173,6 +176,7 @@ class Certificate:
 
     def _floor(self) -> Iterator[str]:
         if erasure := self.erasure:
+            yield f"on the rows of the fit the largest covariance left is {erasure.residual:.1e} ({erasure.method})"
             yield (
                 f"an erasure fitted on {erasure.rows:,} rows of {erasure.live:,} dimensions leaves rho2 of about "
                 f"{erasure.floor:.4f} to a fresh probe; for {ENOUGH:g} it needs {rows_for(erasure.live, ENOUGH):,} rows"

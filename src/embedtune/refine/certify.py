@@ -1,0 +1,229 @@
+"""`refine certify`: embed fresh rows, probe them, compare with the base, and write the certificate into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedtune import files
+from embedtune.data.columns import parse_columns
+from embedtune.data.pairs import ScoredPair
+from embedtune.data.read import BadRows, Counts, DataLike, read_texts
+from embedtune.data.retrieval import RetrievalSet
+from embedtune.errors import UserError, short_list
+from embedtune.plots import save_figure
+from embedtune.refine.bake import weight_sums
+from embedtune.refine.certificate import Certificate, Erasure, Target, find
+from embedtune.refine.certificate_page import page, picture
+from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
+from embedtune.refine.cost import Cost, movement, tasks
+from embedtune.refine.probes import basis, chance_below
+from embedtune.refine.sidecar import ABOUT, read_about
+
+LENGTH = "length"
+CERTIFICATE = "certificate"
+LEAST = 5 * 3  # rows of a class, which probes part three times
+TOO_GOOD = 1e-9  # chance of an R2 so small on rows that an eraser has not seen
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Where the fresh rows come from, and which concept is looked for in them (derived: the one that was erased)."""
+
+    data: DataLike
+    concept: str | None = None
+    kind: str | None = None
+    columns: str | None = None
+    bad_rows: BadRows = "fail"
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What both models are judged on besides."""
+
+    retrieval: Sequence[RetrievalSet] = ()
+    similarity: Sequence[tuple[str, Sequence[ScoredPair]]] = ()
+
+
+def certify(
+    model: str,
+    fresh: Fresh,
+    *,
+    base: str | None = None,
+    judged: Judged = Judged(),  # noqa: B008 - frozen
+    precision: Any = "fp32",
+    seed: int = 0,
+    note: Note = lambda text: None,
+) -> Certificate:
+    """Certify what probes find of a concept in `model`, and before in `base`.
+
+    Raises UserError for rows that the eraser was fitted on, too few rows, a class without rows, a concept that was
+    not erased or is not in the data.
+    """
+    from embedtune.encoder import load
+    from embedtune.encoder.encode import open_encoder
+
+    folder = load.find(model)
+    about = read_about(folder) if (folder / ABOUT).is_file() else None
+    if (judged.retrieval or judged.similarity) and base is None:
+        raise UserError("a task is judged against the base", where="--retrieval, --similarity", fix="give --base")
+    encodings = _erased(about, fresh.concept)
+    name = encodings[0].name if encodings else fresh.concept or LENGTH
+    texts, values, counts, remarks = _read(fresh, None if _is_length(name, encodings) else name)
+    if about and counts.sha256 == about.get("data_sha256"):
+        raise _not_fresh(fresh.data)
+    note(f"embedding {len(texts):,} texts")
+    encoder = open_encoder(model, precision=precision, note=note)
+    x, tokens, truncated = _embed(encoder, texts)
+    if not encodings:
+        encodings = length_encodings(tokens) if values is None else (_survey(name, values, fresh.kind),)
+    target = _target(encodings, values, tokens)
+    if about:
+        _refuse_fitted(x, target, fresh.data)
+    note("probing")
+    after, before, cost = find(x, target, tokens, seed), None, None
+    if base:
+        other = open_encoder(base, precision=precision, note=note)
+        note(f"the same for {base}")
+        old = _embed(other, texts)[0]
+        before = find(old, target, tokens, seed)
+        cost = Cost(movement(old, x, seed), tasks(other, encoder, judged.retrieval, judged.similarity))
+    if truncated:
+        remarks.append(f"{truncated:,} texts were cut at the model's limit: they count as cut")
+    digests = {"data": counts.sha256, "erasure": about and about["erasure_sha256"], **weight_sums(folder)}
+    return Certificate(model, base, name, after, before, _erasure(about, folder), cost, digests, seed, tuple(remarks))
+
+
+def write_certificate(certificate: Certificate, folder: Path) -> list[str]:
+    """Write certificate.html, .png, .svg and, last, .json, each by one rename; their names."""
+    if not folder.is_dir():
+        files.make_folder(folder)
+    files.write_text(folder / f"{CERTIFICATE}.html", page(certificate))
+    save_figure(picture(certificate), folder / CERTIFICATE)
+    files.write_json(folder / f"{CERTIFICATE}.json", certificate.as_dict())
+    return [f"{CERTIFICATE}.{ending}" for ending in ("json", "html", "png", "svg")]
+
+
+def _erased(about: Mapping[str, Any] | None, concept: str | None) -> tuple[Encoding, ...]:
+    """The encodings of the concept that was erased; none where nothing was, or a new concept is asked for."""
+    found: dict[str, list[Encoding]] = {}
+    for fields in about["concepts"] if about else ():
+        encoding = Encoding.from_json(fields)
+        found.setdefault(encoding.name, []).append(encoding)
+    if about and concept is None and len(found) > 1:
+        names = short_list(list(found), most=9)
+        raise UserError(f"several concepts were erased: {names}", where=str(about["model"]), fix="--concept NAME")
+    if about and concept is not None and concept not in found:
+        what = f"{concept!r} was not erased from this model; {short_list(list(found), most=9)} was"
+        raise UserError(what, where="--concept", fix="name one of these, or certify a model without an erasure")
+    return tuple(found[concept] if concept else next(iter(found.values()))) if found else ()
+
+
+def _is_length(name: str, encodings: Sequence[Encoding]) -> bool:
+    return encodings[0].source != "column" if encodings else name == LENGTH
+
+
+def _read(fresh: Fresh, column: str | None) -> tuple[list[str], list[Any] | None, Counts, list[str]]:
+    """Distinct texts, the values of the column, the tally, and what was left out."""
+    counts = Counts()
+    columns = {**parse_columns(fresh.columns), **({column: column} if column else {})}
+    found: dict[str, Any] = {}
+    twice = empty = 0
+    rows = read_texts(fresh.data, columns=columns, bad_rows=fresh.bad_rows, counts=counts)
+    for row in islice(rows, fresh.rows):
+        value = row.values.get(column) if column else 0
+        if missing(value):
+            empty += 1
+        elif row.values["text"] in found:
+            twice += 1
+        else:
+            found[row.values["text"]] = value
+    remarks = [f"{twice:,} rows left out: the same text again"] if twice else []
+    remarks += [f"{empty:,} rows left out: no value of {column!r}"] if empty else []
+    remarks += [f"{n:,} rows left out: {reason}" for reason, n in counts.rejected.items() if reason != "blank"]
+    remarks += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
+    return list(found), list(found.values()) if column else None, counts, remarks
+
+
+def _embed(encoder: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Vectors (m, d), tokens (m,), and how many texts were cut. Raises UserError for a hosted model."""
+    from embedtune.encoder.embed import embed
+
+    if not hasattr(encoder, "model"):
+        raise UserError("is a hosted model, whose tokens cannot be counted", where=encoder.name, fix="a model folder")
+    blocks = list(embed(encoder.model, texts, max_tokens=encoder.max_tokens, precision=encoder.precision))
+    x, tokens = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("vectors", "tokens"))
+    return x, tokens, sum(block.truncated for block in blocks)
+
+
+def _survey(name: str, values: Sequence[Any], kind: Any) -> Encoding:
+    survey = Survey(name)
+    for value in values:
+        survey.add(value)
+    return survey.encoding(kind)
+
+
+def _target(encodings: Sequence[Encoding], values: Sequence[Any] | None, tokens: np.ndarray) -> Target:
+    """What is to be found: the value itself first, then what else of it was erased."""
+    names: list[str] = []
+    parts: list[np.ndarray] = []
+    for encoding in reversed(encodings):  # log tokens before tokens
+        log = encoding.source == "log tokens"
+        raw: Any = (np.log(np.maximum(tokens, 1)) if log else tokens) if values is None else values
+        z = encoding(raw)
+        label = encoding.name if encoding.source == "column" else encoding.source
+        if encoding.kind in ("category", "multilabel"):
+            return _classes(encoding, z)
+        if encoding.kind == "function":
+            names.append(label)
+            parts.append(np.array(raw, float)[:, None])
+            z = z[:, z.std(0) > 0]  # a spline that no fresh value reaches
+        names += [label] if z.shape[1] == 1 else [f"{label}, spline {i + 1}" for i in range(z.shape[1])]
+        parts.append(z)
+    return Target(tuple(names), np.hstack(parts))
+
+
+def _classes(encoding: Encoding, z: np.ndarray) -> Target:
+    """Every class against the others. Raises UserError where a class has too few rows to be told."""
+    several = encoding.kind == "multilabel"
+    if not several:
+        z = np.column_stack([1 - z.sum(1), z])
+    counts = z.sum(0) if not several else np.minimum(z.sum(0), len(z) - z.sum(0))
+    if few := [f"{name!r} has {int(n):,}" for name, n in zip(encoding.classes, counts) if n < LEAST]:
+        raise UserError(
+            f"every class needs {LEAST} fresh rows: {short_list(few)}",
+            where=f"concept {encoding.name!r}",
+            fix="give more rows of these classes",
+        )
+    return Target(encoding.classes, z, None if several else z.argmax(1), several)
+
+
+def _refuse_fitted(x: np.ndarray, target: Target, data: DataLike) -> None:
+    """Raise UserError where a probe finds far less than chance would: then the eraser has seen these very rows."""
+    q = basis(x)
+    z = target.z - target.z.mean(0)
+    length = np.linalg.norm(z, axis=0)
+    r2 = ((q.T @ (z / np.maximum(length, 1e-300))) ** 2).sum(0)
+    if all(chance_below(float(each), len(q), q.shape[1], 0.0) < TOO_GOOD for each in r2[length > 0]):
+        raise _not_fresh(data)
+
+
+def _not_fresh(data: DataLike) -> UserError:
+    where = str(data) if isinstance(data, str | Path) else "the list"
+    what = "these are the rows that the eraser was fitted on: on them it is perfect, and that says nothing of others"
+    return UserError(what, where=where, fix="give rows that it has not seen")
+
+
+def _erasure(about: Mapping[str, Any] | None, folder: Path) -> Erasure | None:
+    if about is None:
+        return None
+    changed = weight_sums(folder) != dict(about["weights"])
+    numbers = (about["n_fit"], about["live_dimensions"], about["covariance_left"])
+    return Erasure(about["method"], *numbers, changed)
