@@ -219,7 +219,8 @@ def _labels(value: Any) -> tuple[str, ...] | None:
     if value is None or (isinstance(value, Real) and value != value) or (isinstance(value, str) and not value.strip()):
         return None  # tables write NaN where nothing is
     if isinstance(value, Real) and not isinstance(value, Integral):
-        return (str(int(value)) if float(value).is_integer() else repr(float(value)),)
+        number = float(value)
+        return (str(int(number)) if number.is_integer() else repr(number),)
     return (str(value),)
 
 
