@@ -32,13 +32,15 @@ def covariance(x, z):
 
 def probe(x, z, standardise=False):
     """In-sample R2 of a least-squares read-out of z, its features standardised as probes do."""
+    # Directions below the rounding of float32 are no features: as many of them as there are read out by chance.
+    smallest = 1e-5 if np.asarray(x).dtype == np.float32 else None
     x = np.asarray(x, np.float64)
     x = x - x.mean(0)
     if standardise:
         spread = x.std(0)
         x = x[:, spread > 0] / spread[spread > 0]
     x, z = np.column_stack([np.ones(len(x)), x]), np.asarray(z, np.float64)
-    left = z - x @ np.linalg.lstsq(x, z, rcond=None)[0]
+    left = z - x @ np.linalg.lstsq(x, z, rcond=smallest)[0]
     return 1 - left.var() / z.var()
 
 

@@ -4,8 +4,7 @@ from test_eraser import probe
 
 from embedtune.errors import UserError
 from embedtune.refine import sphere as module
-from embedtune.refine.affine import Affine
-from embedtune.refine.concepts import length_encodings, encode
+from embedtune.refine.concepts import encode, length_encodings
 from embedtune.refine.eraser import leace
 from embedtune.refine.sphere import sphere
 from embedtune.refine.statistics import Statistics

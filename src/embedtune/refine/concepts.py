@@ -209,6 +209,11 @@ def _parts(
             yield encoding(tokens if encoding.source == "tokens" else np.log(np.maximum(tokens, 1)))
 
 
+def missing(value: Any) -> bool:
+    """Whether a value is none: None, NaN or blank."""
+    return _labels(value) is None
+
+
 def _labels(value: Any) -> tuple[str, ...] | None:
     """A value as labels: 1 and 1.0 are "1", booleans "true" and "false"; None where nothing is there."""
     if isinstance(value, list | tuple):

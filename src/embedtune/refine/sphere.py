@@ -1,7 +1,7 @@
 """Sphere-LEACE: a map after which the *normalised* vectors have no covariance with a concept.
 
-Normalising is not linear: divided by its norm, even a constant offset tells the norm, and norms tell (length above all).
-So LEACE followed by normalisation can leave more than there was. Here the norms are part of the condition. With
+Normalising is not linear: divided by its norm, even a constant offset tells the norm, and norms tell much (length above
+all). So LEACE followed by normalisation can leave more than there was. Here the norms are part of the condition. With
 y = T h, h = (whitened x, 1) and the norms u = 1/|y| held fast, Cov(y/|y|, z) = 0 reads T C = 0 with C = E[u h z'], and
 the least change of cosines is T0 (I - C (C'MC)^-1 C'M), M = E[u^2 h h']^-1. Then the norms are computed again.
 That the round trip converges is measured, not proved; Anderson's acceleration (Walker and Ni, 2011) makes it fast
@@ -56,7 +56,7 @@ def sphere(
     *,
     keep: int = 0,
     strength: float = 1.0,
-    passes: int = 40,
+    passes: int = 60,
     epsilon: float = FLOAT32,
 ) -> Sphere:
     """Fit the map on a stream of (x, z) that `chunks()` starts anew for each pass; `statistics` are its moments.
