@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-
 from contrastive import DATA
 from embedtune.data.pairs import read_scored
 from embedtune.data.read import read_texts

@@ -7,6 +7,7 @@ import pytest
 
 from embedtune.errors import UserError
 from embedtune.refine import probes
+from embedtune.refine.eraser import leace
 from embedtune.refine.probes import (
     accuracy,
     basis,
@@ -20,6 +21,7 @@ from embedtune.refine.probes import (
     shuffled_squares,
     unbiased,
 )
+from embedtune.refine.statistics import Statistics
 
 
 def rows(n, d, rho2, kind, draw):
@@ -214,6 +216,31 @@ def test_one_class_and_an_absent_class_are_refused():
 def test_rows_for_a_floor():
     assert floor(768, 76_700) == pytest.approx(0.0099, abs=1e-4)
     assert floor(381, rows_for(381, 0.01)) <= 0.01 < floor(381, rows_for(381, 0.01) - 1)
+
+
+def test_directions_that_hold_only_the_rounding_of_float32_are_left_out():
+    """What a projection leaves of a direction is rounding, which is no chance and no information."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((600, 8))
+    g = np.ones(8) / math.sqrt(8)
+    assert basis((x - np.outer(x @ g, g)).astype(np.float32)).shape == (600, 7)
+    assert basis(x - (1 - 1e-5) * np.outer(x @ g, g)).shape == (600, 8)  # small, but no rounding
+
+
+@pytest.mark.parametrize(("n", "shares"), [(400, (0.5, 0.9)), (1500, (0.5, 0.9))])
+def test_the_floor_is_what_an_erasure_on_few_rows_leaves(n, shares):
+    """rho2 of a Gaussian concept on the mapped vectors is known exactly, so no second sample is needed."""
+    draw, d = np.random.default_rng(0), 32
+    mix = draw.standard_normal((d, d))
+    for rho2 in shares:
+        left = []
+        for _ in range(40):
+            w = draw.standard_normal((n, d))
+            z = math.sqrt(rho2) * w[:, 0] + math.sqrt(1 - rho2) * draw.standard_normal(n)
+            weight = leace(Statistics.of(w @ mix.T, z)).weight
+            covariance, spread = weight @ mix[:, 0] * math.sqrt(rho2), weight @ mix
+            left.append(covariance @ np.linalg.pinv(spread @ spread.T, rcond=1e-9) @ covariance)
+        assert np.mean(left) == pytest.approx(floor(d, n), rel=0.25)
 
 
 def test_the_sum_over_points_is_that_over_all(monkeypatch):

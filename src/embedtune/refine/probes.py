@@ -66,10 +66,12 @@ def basis(x: np.ndarray) -> np.ndarray:
     """Orthonormal columns (m, r) that span the centred columns of x (m, d), each standardised first.
 
     Standardising brings in the dimensions whose spread is next to nothing (a LayerNorm gain of 1e-9): a probe can
-    scale them up as well. What rounds to a constant in float64 is left out. Raises UserError for NaN, and for fewer
-    than two rows per dimension.
+    scale them up as well. What rounds to a constant is left out, and so are combinations whose singular value is below
+    d times the rounding of x's type, as in numpy's matrix_rank: an erasure leaves nothing but rounding there.
+    Raises UserError for NaN, and for fewer than two rows per dimension.
     """
     refuse_non_finite(x)
+    rounding = float(np.finfo(x.dtype).eps) if x.dtype.kind == "f" else 0.0
     x = x.astype(np.float64)
     mean = x.mean(0)
     x -= mean
@@ -79,7 +81,7 @@ def basis(x: np.ndarray) -> np.ndarray:
         raise UserError("the vectors are all the same: there is nothing to probe")
     x /= np.sqrt(np.mean(x**2, axis=0))
     values, vectors = np.linalg.eigh(x.T @ x)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    kept = values > values[-1] * max(len(values) * np.finfo(np.float64).eps, (len(values) * rounding) ** 2)
     if len(x) < FEWEST * kept.sum() + 2:
         raise UserError(
             f"{len(x):,} rows cannot judge {int(kept.sum()):,} dimensions",
