@@ -97,7 +97,7 @@ def certify(
         cost = Cost(movement(old, x, seed), tasks(other, encoder, judged.retrieval, judged.similarity))
     if truncated:
         remarks.append(f"{truncated:,} texts were cut at the model's limit: they count as cut")
-    digests = {"data": counts.sha256, "erasure": about and about["erasure_sha256"], **weight_sums(folder)}
+    digests = {"data": counts.sha256, "erasure": about["erasure_sha256"] if about else None, **weight_sums(folder)}
     return Certificate(model, base, name, after, before, _erasure(about, folder), cost, digests, seed, tuple(remarks))
 
 
