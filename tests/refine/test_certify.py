@@ -143,7 +143,7 @@ def test_the_command(place, tmp_path, capsys):
     assert "--base" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert run([*words, *tasks, "--base", str(place / "base"), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("GUARDED\n") and "nDCG@10 on pairs" in out and "spearman on scored.jsonl: " in out
+    assert out.startswith("GUARDED\n") and "\nnDCG@10 on " in out and "\nspearman on scored.jsonl: " in out
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         f"certificate.{e}" for e in ("json", "html", "png", "svg")
     }
