@@ -72,7 +72,7 @@ def test_a_swap_of_a_swap_is_the_text(parts, shift):
 
 
 def test_pronouns_of_real_sentences(real_data):
-    """WinoBias has each sentence with either pronoun, so the right one is known; a few cannot be told by a next word."""
+    """WinoBias has each sentence with either pronoun, so the right one is known; a few cannot be told."""
     right = many = 0
     for kind in ("type1", "type2"):
         lines = [

@@ -1,8 +1,8 @@
 """Counterfactual texts (arXiv 1807.11714): the same text about the other group, word by word and with its grammar.
 
 "He gave her his book" becomes "She gave him her book". Pairs of words change places in both directions, so that a swap
-of a swap is the text again; the exceptions are words that have no single partner: "Mrs" becomes "Mr", which becomes "Ms",
-and a pronoun whose grammar was guessed wrong. The words are English.
+of a swap is the text again; the exceptions are words that have no single partner ("Mrs" becomes "Mr", which becomes
+"Ms") and a pronoun whose grammar was guessed wrong. The words are English.
 """
 
 from __future__ import annotations
@@ -136,3 +136,15 @@ def _an(word: str) -> bool:
     if plain in lists()["an_before"]:
         return True
     return plain[0] in "aeiou" and plain not in lists()["a_before"]
+
+
+def lean(text: str) -> int:
+    """How many more words of the first side of the gender and name pairs `text` has (men's) than of the second."""
+    first = {one for group in ("gender", "names") for one, _ in lists()[group]} | {"his", "him"}
+    partner = _partners(("gender", "names"), 0)
+    count = 0
+    for match in WORDS.finditer(text):
+        word = match.group() if match.group() in partner else match.group().lower()
+        if word in partner or word in ("his", "him", "her", "hers"):
+            count += 1 if word in first else -1
+    return count
