@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedtune import keyed
 from embedtune.data.counterfactual import counterfactual, lean, lists
 from embedtune.errors import UserError
 from embedtune.judge.recover import recoverability
@@ -132,8 +133,12 @@ def judge_exposure(encoder: Encoder, *, seed: int = 0) -> list[Score]:
 
 
 def exposure(queries: np.ndarray, documents: np.ndarray, marked: np.ndarray, k: int) -> np.ndarray:
-    """For each query (Q, D) the share (Q,) of the documents marked 1, of (N,) 0 or 1, among its k nearest."""
-    _, found = top_k(Unit(queries), Unit(documents), k)
+    """For each query (Q, D) the share (Q,) of the documents marked 1, of (N,) 0 or 1, among its k nearest.
+
+    Equally near documents stand in a keyed order, so that no side gains by where it stands.
+    """
+    prefer = np.argsort(np.argsort(keyed.key(0, np.arange(len(documents))), kind="stable"))
+    _, found = top_k(Unit(queries), Unit(documents), k, prefer=prefer)
     shares: np.ndarray = marked[found].mean(1)
     return shares
 
