@@ -34,7 +34,7 @@ from embedtune.judge.heads import judge_classifier
 from labels import Rows, drawn, parts
 
 WAYS = ("probe", "tune", "contrast", "augment")
-LEAST_STEPS = 60  # of tuning: a handful of rows would give three
+LEAST_STEPS = 100  # a handful of rows would give three
 
 
 def shots(rows: Rows, count: int, seed: int) -> Rows:
@@ -59,24 +59,29 @@ def command(*words: object) -> None:
         raise SystemExit(said.getvalue())
 
 
+def long(rows: Path, epochs: int) -> list[object]:
+    """So many epochs, or LEAST_STEPS steps where these are more."""
+    return ["--epochs", max(epochs, -(-LEAST_STEPS // -(-sum(1 for _ in rows.open()) // 32)))]
+
+
 def trained(way: str, train: Path, out: Path, seed: int) -> Path:
     """The folder that a way makes of training rows."""
     fit = ["--seed", seed, "--out", out, "--discard", "--force"]
-    steps = ["--max-steps", max(LEAST_STEPS, 3 * sum(1 for _ in train.open()) // 32)]
     match way:
         case "probe":
             command("fit", "classify", train, *fit, "--freeze")
         case "tune":
-            command("fit", "classify", train, *fit, *steps)
+            command("fit", "classify", train, *fit, *long(train, 3))
         case "augment":
             more = train.with_suffix(".augmented.jsonl")
             command("data", "augment", train, "--out", more, "--seed", seed, "--force")
-            command("fit", "classify", more, *fit, *steps)
+            command("fit", "classify", more, *fit, *long(more, 3))
         case "contrast":
             pairs, adapted = train.with_suffix(".pairs.jsonl"), out.with_name(out.name + "-adapted")
             command("data", "pairs", train, "--generators", "labels", "--per-document", 10, "--out", pairs, "--force")
-            command("fit", "scored", pairs, "--loss", "CosineSimilarityLoss", "--epochs", 1, "--batch", 32,
-                    "--dev", pairs, "--allow-leaks", "--seed", seed, "--out", adapted, "--discard", "--force")  # fmt: skip
+            command("fit", "scored", pairs, "--loss", "CosineSimilarityLoss", *long(pairs, 1), "--batch", 32,
+                    "--dev", pairs, "--allow-leaks", "--seed", seed, "--out", adapted, "--discard",
+                    "--force")  # fmt: skip
             command("fit", "classify", train, *fit, "--freeze", "--model", adapted)
     return out
 
