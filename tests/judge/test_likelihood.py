@@ -86,6 +86,8 @@ def test_what_cannot_be_scored_is_counted(tiny_model):
     assert found.remarks[1].startswith("1 pairs are equally likely")
     changed = judge_likelihood(model, [*pairs()[1:3], same], "changed")
     assert changed.remarks == ("1 pairs left out: a sentence has no changed token",)
+    with pytest.raises(UserError, match="none of the 2 pairs"):
+        judge_likelihood(model, [same, same], "changed")
 
 
 def test_wilson():

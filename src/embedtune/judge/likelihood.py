@@ -102,13 +102,21 @@ def open_masked(name: str) -> Loaded:
 
 
 def judge_likelihood(loaded: Loaded, pairs: Sequence[Pair], scoring: Scoring = "shared") -> Likelihoods:
-    """Score both sentences of each pair; pairs that the model cannot read whole are left out and counted."""
+    """Score both sentences of each pair; pairs that the model cannot read whole are left out and counted.
+
+    Raises UserError where no pair is left.
+    """
     if scoring not in get_args(Scoring):
         raise ValueError(scoring)
     sides, places = zip(*(_places(loaded, pair, scoring) for pair in pairs))
     fits = np.array([max(map(len, pair)) <= loaded.max_length for pair in sides])
     told = np.array([all(len(each) for each in pair) for pair in places])
     use = np.flatnonzero(fits & told)
+    if not len(use):
+        what = f"none of the {len(pairs):,} pairs can be scored by their {scoring} tokens"
+        raise UserError(
+            what, where=str(loaded.folder), fix=f"give pairs of at most {loaded.max_length} tokens that differ"
+        )
     found = np.full((len(pairs), 2), np.nan)
     rows, chosen = ([each[n][side] for n in use for side in (0, 1)] for each in (sides, places))
     sums = log_likelihoods(loaded, rows, chosen)

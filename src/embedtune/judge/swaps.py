@@ -97,7 +97,7 @@ def judge_swaps(encoder: Encoder, data: Swapped, name: str, *, seed: int = 0) ->
     one, two = (encoder.encode(list(side)) for side in (data.texts, data.swapped))
     apart = 1 - cosines(one, two)
     whole = _mean_distance(one)
-    if whole == 0:
+    if whole < 1e-9:
         raise UserError("all texts have one vector", where=f"{encoder.name} on {name}")
     found = [
         mean(f"{name}: swap distance", apart / whole, data.groups, 0.0, seed=seed),
