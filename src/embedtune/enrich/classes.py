@@ -27,7 +27,7 @@ def class_pairs(rows: Sequence[Labelled], rounds: int, seed: int, tally: Counts)
     Pairs that were made before, either way round, are left out and counted in `tally`. Raises UserError for rows with
     several labels or a second text, and where there is one class only, or no class with two texts.
     """
-    where = rows[0].file if rows else None
+    where = rows[0].file if rows else ""
     if any(row.multi or row.pair is not None for row in rows):
         raise UserError("pairs are made of rows with one text and one label each", where=where)
     names = sorted({row.labels[0] for row in rows})
