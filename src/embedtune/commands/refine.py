@@ -74,6 +74,34 @@ class Erase:
 
 
 @dataclass(frozen=True)
+class Reduce:
+    """A new model with fewer dimensions, or whitened ones, by one map folded into it; with figures of isotropy."""
+
+    # The model: a folder or a name.
+    model: str
+    # The text to fit on.
+    data: str
+    # Dimensions to keep.
+    to: int
+    # Folder of the new model.
+    out: str
+    # pca keeps dot products best; whiten evens out variances; top drops mean and leading components; truncate cuts.
+    method: Literal["pca", "whiten", "truncate", "top"] = "pca"
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Fit on the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the model.
+    precision: recipes.Precision = "fp32"
+    # Replace a finished folder of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class Certify:
     """What probes on fresh rows still find of a concept, linear ones and others, and what its erasure costs."""
 
@@ -153,6 +181,18 @@ def erase(command: Erase, talk: Talk) -> Output:
     return Output(erased.lines(), erased.as_dict())
 
 
+def reduce(command: Reduce, talk: Talk) -> Output:
+    """Write the smaller model."""
+    from embedtune.refine.erase import Texts
+    from embedtune.refine.reduce import reduce as reduce_dimensions
+
+    texts = Texts(command.data, command.columns, command.bad_rows, command.rows)
+    found = reduce_dimensions(command.model, texts, command.to, command.method, command.out, force=command.force,
+                              precision=command.precision, note=talk.note)  # fmt: skip
+    figures = {"before": vars(found.before), "after": vars(found.after)}
+    return Output(found.lines(), {**vars(found), **figures, "folder": str(found.folder)})
+
+
 def length(command: Length, talk: Talk) -> Output:
     """Measure, and add the direction to the folder; or erase length into a new one."""
     if command.erase != (command.out is not None):
@@ -200,6 +240,9 @@ COMMANDS = {
         Erase,
         erase,
         "--model",
+    ),
+    "refine reduce": Command(
+        "MODEL --data FILE --to DIM --out DIR", "fewer dimensions, or whitened ones", Reduce, reduce, "--model"
     ),
     "refine certify": Command(
         "MODEL --data FRESH",

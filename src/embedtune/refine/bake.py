@@ -56,7 +56,7 @@ def attach(model: Any, affine: Affine, normalise: bool) -> str:
         del model[-1]
     out, width = folded.weight.shape
     dense = Dense(width, out, bias=True, activation_function=torch.nn.Identity())
-    dense.linear.weight.copy_(torch.from_numpy(folded.weight))
+    dense.linear.weight.copy_(torch.from_numpy(folded.weight.copy()))
     dense.linear.bias.copy_(torch.from_numpy(folded.bias))
     model.append(dense.to(model.device))
     if normalise:

@@ -152,7 +152,7 @@ def erase(
         remarks.append(f"{truncated:,} texts ({truncated / found.n:.1%}) were cut at the model's limit")
     erased = Erased(Path(out), concepts, method, place, normalise, found.n, found.live, found.rank, found.r2,
                     found.left, found.passes, found.cosines, found.variance,
-                    (*remarks, *said, *_counted(counts), *found.remarks))  # fmt: skip
+                    (*remarks, *said, *counted(counts), *found.remarks))  # fmt: skip
     about = {
         "kind": "erasure", "model": model, "concepts": [each.as_json() for each in concepts],
         "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
@@ -209,7 +209,7 @@ def _way(method: Method | None, normalised: bool, similarity: str) -> tuple[str,
     return method or "leace", False, said
 
 
-def _counted(counts: Counts) -> list[str]:
+def counted(counts: Counts) -> list[str]:
     """What was left out and mended while reading."""
     out = [f"{n:,} rows left out: {reason}" for reason, n in counts.rejected.items() if reason != "blank"]
     return out + [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]

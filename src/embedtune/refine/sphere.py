@@ -23,7 +23,7 @@ from embedtune.refine.statistics import FLOAT32, Statistics
 Chunks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # (x (m, d), z (m, k)), from the start at each call
 ENOUGH = 1e-12  # covariance, in standard deviations of both sides, that counts as none
 SHORTEST = 1e-3  # of the mean norm: below it a vector's direction is rounding
-MEMORY = 12  # passes that the acceleration looks back
+MEMORY = 6  # passes that the acceleration looks back; more remember what no longer holds
 RISE = 10  # a pass that leaves so many times what the best one left starts the acceleration anew
 
 
