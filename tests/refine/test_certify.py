@@ -38,6 +38,7 @@ def place(tiny_model, tmp_path_factory):
     base, texts = str(folder / "base"), Texts(str(folder / "fit.jsonl"), "text=text")
     erase(base, texts, Erasure(length=True), folder / "short")
     erase(base, texts, Erasure(("source",)), folder / "sourceless")
+    erase(base, texts, Erasure(("source",), method="direction", strength=0.5), folder / "half")
     return folder
 
 
@@ -90,6 +91,11 @@ def test_a_category_and_an_absent_class(place, fresh):
         certify(str(place / "sourceless"), Fresh(one, columns="text=text"))
     with pytest.raises(UserError, match="no class of the concept"):
         certify(str(place / "sourceless"), Fresh([{**FRESH[0], "source": "radio"}, *FRESH[1:]], columns="text=text"))
+
+
+def test_an_erasure_that_is_none_leaks(place, fresh):
+    found = certify(str(place / "half"), fresh)
+    assert found.word == "LEAKS" and found.sentences()[0].startswith("not linearly guarded: a linear probe on")
 
 
 def test_rows_of_the_fit_are_refused_in_any_form(place, tmp_path):
