@@ -18,7 +18,7 @@ def test_a_bent_concept_is_found_by_these_probes_and_not_by_a_linear_one():
     q = basis(x)
     z -= q @ (q.T @ z)  # what chance makes linear in these rows
     (linear,) = linear_probe(q, z[:, None], ["z"], draws=199)
-    assert linear.low == 0 and linear.bound < 0.03 and linear.p > 0.9
+    assert linear.low == 0 and linear.bound < 0.1 and linear.p > 0.9  # wide: the errors grow with x
     readings = read_values(x, z)
     assert [r.value for r in readings] == sorted([r.value for r in readings], reverse=True)
     found = {reading.probe: reading for reading in readings}

@@ -101,6 +101,7 @@ def test_the_bound_is_never_below_what_chance_would_give():
     z -= q @ (q.T @ z)  # no covariance at all: the interval ends at zero
     (found,) = linear_probe(q, z[:, None], ["z"], draws=19)
     assert found.r2 < 1e-12 and found.high == 0.0 and found.bound > 0.005
+    assert found.rho2 == pytest.approx(unbiased(1e-9, 500, 10), abs=1e-6) and found.rho2 < 0
 
 
 @pytest.mark.slow

@@ -128,7 +128,8 @@ def unbiased(r2: float, n: int, p: int) -> float:
     """Olkin and Pratt's estimate of rho2 from R2 of n rows and p regressors; below zero as often as chance wants."""
     from scipy.special import hyp2f1
 
-    return float(1 - (n - 3) / (n - p - 1) * (1 - r2) * hyp2f1(1, 1, (n - p + 1) / 2, 1 - r2))
+    left = min(1 - r2, 1 - 1e-12)  # at 1 scipy's function is NaN, and has been flat for long
+    return float(1 - (n - 3) / (n - p - 1) * left * hyp2f1(1, 1, (n - p + 1) / 2, left))
 
 
 def excess(residual: np.ndarray, z: np.ndarray, leverage: np.ndarray) -> float:
