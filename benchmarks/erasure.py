@@ -1,4 +1,4 @@
-"""LEACE beside EleutherAI's concept-erasure: the same map where that one is right, and the cases where it erases nothing.
+"""LEACE beside EleutherAI's concept-erasure: the same map where that one is right, and cases where it erases nothing.
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/erasure.py
