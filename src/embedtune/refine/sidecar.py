@@ -115,7 +115,7 @@ def refuse_second(folder: Path) -> None:
     about = read_about(folder)
     names = ", ".join(dict.fromkeys(concept["name"] for concept in about["concepts"]))
     raise UserError(
-        f"{names} was erased from it already, and a second erasure can bring back what the first took away",
+        f"{names} was erased from it already, and another map after that one can bring back what it took away",
         where=str(folder),
         fix=f"erase all concepts together, from {about['model']}: --concept takes several columns, --also length",
     )
