@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from embedtune.encoder import embedder, load
-from embedtune.encoder.embed import Precision, embed
+from embedtune.encoder.embed import embed
+from embedtune.encoder.embedder import Precision
 
 Role = Literal["query", "document", "text"]
 # What sentence-transformers' encode_query and encode_document look for among a model's prompts.
@@ -32,15 +33,15 @@ class Encoder(Protocol):
 class LocalEncoder:
     """A sentence-transformers model on this machine, padding-free where its architecture allows it."""
 
-    def __init__(self, name: str, model: Any, precision: Precision, max_tokens: int = 8192) -> None:
-        self.name, self.model, self.precision, self.max_tokens = name, model, precision, max_tokens
+    def __init__(self, name: str, model: Any, max_tokens: int = 8192) -> None:
+        self.name, self.model, self.max_tokens = name, model, max_tokens
         self.dimension = int(model.get_embedding_dimension())
         self.truncated = 0  # texts longer than the model reads, so far
 
     def encode(self, texts: Sequence[str], role: Role = "text") -> np.ndarray:
         """Vectors (n, D) float32, as encode_query or encode_document of the model gives them."""
         prompt = role_prompt(self.model, role)
-        parts = list(embed(self.model, texts, max_tokens=self.max_tokens, precision=self.precision, prompt=prompt))
+        parts = list(embed(self.model, texts, max_tokens=self.max_tokens, prompt=prompt))
         self.truncated += sum(part.truncated for part in parts)
         return np.concatenate([part.vectors for part in parts] or [np.zeros((0, self.dimension), np.float32)])
 
@@ -77,7 +78,7 @@ def open_encoder(
         from embedtune.encoder.hosted import open_hosted
 
         return open_hosted(name, cache=cache or hosted_cache(), price=price, note=note)
-    model, padded = embedder.load_embedder(load.find(name))
+    model, padded = embedder.load_embedder(load.find(name), precision)
     if padded:
         note(f"{name} runs padded, sorted by length: {padded}")
-    return LocalEncoder(name, model, precision)
+    return LocalEncoder(name, model)
