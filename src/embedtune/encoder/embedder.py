@@ -11,7 +11,6 @@ from embedtune import files
 from embedtune.encoder import load, varlen
 from embedtune.errors import UserError, short_list
 
-
 Precision = Literal["fp32", "bf16"]
 
 
