@@ -17,6 +17,8 @@ from embedtune.errors import UserError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+WINDOW = 2048  # texts that are sorted by length together
+
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
@@ -39,7 +41,7 @@ def embed(
     texts: Iterable[str],
     *,
     max_tokens: int = 8192,
-    window: int = 2048,
+    window: int = WINDOW,
     prompt: str | None = None,
 ) -> Iterator[Embedded]:
     """Embed a stream of texts as `model.encode` would, one `Embedded` per `window` texts.
@@ -52,7 +54,8 @@ def embed(
     """
     if prompt is None:
         prompt = model.prompts.get(model.default_prompt_name or "")
-    extra = {"prompt_length": model[0]._get_prompt_length(prompt)} if prompt else {}
+    first: Any = model[0]
+    extra = {"prompt_length": first._get_prompt_length(prompt)} if prompt else {}
     with ThreadPoolExecutor(1) as ahead:
         tokenized = (ahead.submit(_tokenize, model, block, prompt or "") for block in _windows(texts, window))
         now = next(tokenized, None)
