@@ -262,7 +262,9 @@ def test_dependencies_have_their_floors_and_pins():
     pinned = {re.match(r"[\w.-]+", pin)[0].lower().replace("_", "-") for pin in pins}
     extras = project["optional-dependencies"]
     wanted = [
-        need for extra in ("offline", "hub", "hosted", "search", "dev", "parity", "bench") for need in extras[extra]
+        need
+        for extra in ("offline", "hub", "hosted", "search", "ann", "dev", "parity", "bench")
+        for need in extras[extra]
     ]
     named = {re.match(r"[\w-]+", need)[0] for need in [*project["dependencies"], *wanted]} - {"embedtune"}
     assert named <= pinned

@@ -138,6 +138,20 @@ def test_codes_with_rescoring(model, whole, tmp_path, dtype):
     assert all(hit.score == scores[hit.id] for hit in dense[0] if hit.id in scores)
 
 
+def test_a_graph_finds_what_exact_search_finds(model, tmp_path):
+    pytest.importorskip("faiss")
+    said = []
+    made = create(tmp_path / "idx", model, records(), ann=True, note=said.append)
+    assert "recall@10" in said[-1] and float(said[-1].split()[3]) > 0.99
+    made = made.add([Record("x", "quite another text", {"kind": 9})]).delete(["t3"])
+    queries = [*TEXTS[::9], TEXTS[3], "quite another text"]
+    exact, dense = (made.search(queries, 10, mode=mode) for mode in ("exact", "dense"))
+    assert np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(exact, dense)]) > 0.99
+    assert ids(dense[-1])[0] == "x" and "t3" not in ids(dense[-2])
+    (few,) = made.search(["ba"], 10, where={"kind": "9"})  # too few among the candidates: all are looked at
+    assert ids(few) == ["x"]
+
+
 def test_recall_on_real_texts(real_data, tmp_path):
     lines = real_data("scifact/corpus.jsonl").read_text().splitlines()[:2500]
     texts = [json.loads(line)["title"] for line in lines]
