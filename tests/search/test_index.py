@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import threading
@@ -316,6 +317,9 @@ def test_the_commands(model, tmp_path, monkeypatch, capsys):
         (["index", "none.txt", "--model", model, "--out", "other"], "cannot be read"),
     ):
         assert says in run(*words, code=2).err
+    monkeypatch.setattr("sys.stdin", io.StringIO("ba be\n\nbi bo\n"))
+    assert "1 rows left out: blank" in run("index", "-", "--model", model, "--out", "lines").out
+    shutil.rmtree("lines")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "idx", "q.txt"]
 
 

@@ -240,7 +240,10 @@ def _records(command: Any) -> tuple[Iterator[Any], Any]:
 
     def left() -> list[str]:
         words = ((counts.rejected, "left out"), (counts.replaced, "mended"))
-        return [f"{n:,} rows {word}: {reason}" for which, word in words for reason, n in which.items()]
+        return [
+            *counts.notes,
+            *(f"{n:,} rows {word}: {reason}" for which, word in words for reason, n in which.items()),
+        ]
 
     return read_records(command.data, parse_columns(command.columns), command.bad_rows, counts), left
 
@@ -269,7 +272,8 @@ def _ids(argv: list[str]) -> Flags:
 
 
 COMMANDS = {
-    "search index": Command("DATA --model M --out DIR", "texts to an index", Build, build, "--data"),
+    "search index": Command("DATA --model M --out DIR", "texts to an index", Build, build, None,
+                            _words("--data")),
     "search query": Command('INDEX "words"', "what is nearest, by vectors, by words, or both", Query, query, None,
                             _words("--index", "--words")),
     "search add": Command("INDEX DATA", "more texts", Add, add, None, _words("--index", "--data")),
