@@ -23,6 +23,8 @@ _PLACES = {
     "Loop": "embedtune.recipes",
     "UserError": "embedtune.errors",
     "open_encoder": "embedtune.encoder.encode",
+    "Index": "embedtune.search.index",
+    "Hit": "embedtune.search.index",
     "remove_length_direction": "embedtune.refine.length",
     "Eraser": "embedtune.refine.sidecar",
 }
@@ -32,6 +34,8 @@ __all__ = [
     "Contrastive",
     "Eraser",
     "Finished",
+    "Hit",
+    "Index",
     "Loop",
     "Ranking",
     "Regress",

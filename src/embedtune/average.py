@@ -82,7 +82,7 @@ def _best(
     model: Any, base: Mapping[str, Tensor], dev: Judged, measure: str | None, note: Callable[[str], None]
 ) -> tuple[float, str, dict[float, float]]:
     """The coefficient that is best on dev, the measure, and all its values; `model` comes tuned and leaves averaged."""
-    encoder, tuned = LocalEncoder("the average", model, "fp32"), merge.weights(model)
+    encoder, tuned = LocalEncoder("the average", model), merge.weights(model)
     name = measure or MAIN["retrieval" if dev.retrieval else "similarity"]
     similarity: Similarity = "dot" if model.similarity_fn_name == "dot" else "cosine"
 

@@ -8,7 +8,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from conftest import corpus
 from embedtune.encoder.embed import batches, embed
+from embedtune.encoder.embedder import load_embedder
 from embedtune.encoder.varlen import flatten
 from embedtune.errors import UserError
 
@@ -79,11 +81,11 @@ def test_a_padding_free_model_gives_the_same(folder, model):
     assert sum(b.truncated for b in blocks) == sum(b.truncated for b in expected[2])
 
 
-def test_the_stream_is_read_a_window_at_a_time(model):
+def test_the_stream_is_read_at_most_a_window_ahead(model):
     read = []
     blocks = embed(model, (read.append(t) or t for t in texts(100)), window=10)
-    next(blocks)
-    assert len(read) == 10
+    for number, _ in enumerate(blocks, 1):
+        assert len(read) == min(10 * (number + 1), 100)
 
 
 def test_default_prompt_and_truncated_dimensions_are_those_of_encode(folder):
@@ -101,16 +103,34 @@ def test_default_prompt_and_truncated_dimensions_are_those_of_encode(folder):
     np.testing.assert_array_equal(tokens, [len(text.split()) + 4 for text in data])
 
 
-def test_bf16_is_near_and_the_model_is_left_as_it_was(model):
-    data = texts(30)
-    vectors, _, _ = gathered(embed(model, data, precision="bf16"))
-    assert vectors.dtype == np.float32
-    exact = model.encode(data)
-    assert 0 < np.abs(vectors - exact).max() < 0.05
+@pytest.mark.parametrize("kind", ["minilm", "modernbert", "mpnet"])
+def test_bf16_is_near_and_pools_in_float32(tiny_model, kind):
+    exact, _ = load_embedder(tiny_model(kind))
+    half, _ = load_embedder(tiny_model(kind), "bf16")
+    data = corpus(120).split("\n")
+    wanted, vectors = (gathered(embed(model, data))[0] for model in (exact, half))
+    assert vectors.dtype == np.float32 and half[0].model.dtype == torch.bfloat16
+    if kind != "minilm":  # which scales them
+        assert (torch.from_numpy(vectors).bfloat16().float().numpy() != vectors).any()
+    cosines = (wanted * vectors).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(vectors, axis=1)
+    assert 0.999 < cosines.min() < 1
+
+
+def test_the_model_is_left_as_it_was(model):
     model.train()
-    gathered(embed(model, data))
+    gathered(embed(model, texts(30)))
     assert model.training
     model.eval()
+
+
+def test_prompts_that_pooling_leaves_out(folder):
+    model = SentenceTransformer(modules=[Transformer(folder), Pooling(32, include_prompt=False)], device="cpu")
+    packed = SentenceTransformer(modules=[Transformer(folder), Pooling(32, include_prompt=False)], device="cpu")
+    assert flatten(packed[0]) is None
+    data, prompt = texts(40, longest=20), "w1 w2 w3 "
+    wanted = model.encode(data, prompt=prompt)
+    for each in (model, packed):
+        np.testing.assert_allclose(gathered(embed(each, data, prompt=prompt))[0], wanted, atol=1e-5)
 
 
 def test_nothing_in_nothing_out_and_a_number_is_no_text(model):

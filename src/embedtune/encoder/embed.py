@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
+from embedtune.encoder import varlen
 from embedtune.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Precision = Literal["fp32", "bf16"]
+WINDOW = 2048  # texts that are sorted by length together
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,58 +29,89 @@ class Embedded:
     truncated: int = 0  # how many of these texts were longer than the model reads
 
 
+class _Rows(NamedTuple):
+    """A window's texts as the model reads them: their token ids, and how many were cut."""
+
+    ids: list[np.ndarray]
+    cut: int
+
+
 def embed(
     model: SentenceTransformer,
     texts: Iterable[str],
     *,
     max_tokens: int = 8192,
-    window: int = 2048,
-    precision: Precision = "fp32",
+    window: int = WINDOW,
     prompt: str | None = None,
 ) -> Iterator[Embedded]:
     """Embed a stream of texts as `model.encode` would, one `Embedded` per `window` texts.
 
     Inside a window texts are sorted by length and batched under a budget of `max_tokens` (padded tokens, or
     real ones where the model is padding-free); a text longer than the budget goes alone. The model's default
-    prompt (or `prompt`, where it is not None) and `truncate_dim` are honoured. "bf16" runs the forward pass under
-    autocast; vectors stay float32. Raises UserError for an item that is not a text.
+    prompt (or `prompt`, where it is not None) and `truncate_dim` are honoured. While the model computes, a thread
+    makes tokens of the next window. Vectors are float32 whatever the model computes in. Raises UserError for an item
+    that is not a text.
     """
-    stream, first = iter(texts), 0
     if prompt is None:
         prompt = model.prompts.get(model.default_prompt_name or "")
+    first: Any = model[0]
+    extra = {"prompt_length": first._get_prompt_length(prompt)} if prompt else {}
+    with ThreadPoolExecutor(1) as ahead:
+        tokenized = (ahead.submit(_tokenize, model, block, prompt or "") for block in _windows(texts, window))
+        now = next(tokenized, None)
+        while now is not None:
+            rows, now = now.result(), next(tokenized, None)
+            yield _embed_window(model, rows, max_tokens, extra)
+
+
+def _windows(texts: Iterable[str], window: int) -> Iterator[list[str]]:
+    stream, first = iter(texts), 0
     while block := list(islice(stream, window)):
         for row, text in enumerate(block, first):
             if not isinstance(text, str):
                 raise UserError(f"a text was expected, found {type(text).__name__}", where=f"text {row:,}")
-        yield _embed_window(model, block, max_tokens, precision, prompt or None)
+        yield block
         first += len(block)
 
 
+def _tokenize(model: SentenceTransformer, texts: list[str], prompt: str) -> _Rows:
+    """Token ids of each text, special ones and prompt included, cut to what the model reads."""
+    found = model.tokenizer(
+        [prompt + text for text in texts],
+        truncation=model.max_seq_length is not None,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,  # that a text is too long is counted and reported by us
+    )
+    cut = sum(bool(encoding.overflowing) for encoding in found.encodings)
+    return _Rows([np.array(ids, np.int64) for ids in found["input_ids"]], cut)
+
+
 @torch.inference_mode()
-def _embed_window(
-    model: SentenceTransformer, texts: list[str], max_tokens: int, precision: Precision, prompt: str | None
-) -> Embedded:
+def _embed_window(model: SentenceTransformer, rows: _Rows, max_tokens: int, extra: dict[str, Any]) -> Embedded:
     """Embed the texts of one window; the vectors come to the CPU once, at its end."""
-    lengths = _lengths(model, texts, prompt)
-    limit = model.max_seq_length
-    order = np.argsort(-lengths, kind="stable")  # the longest first: if memory is short it shows at once
-    sizes = lengths if limit is None else np.minimum(lengths, limit)
-    vectors, tokens = [], []
+    sizes = np.array([len(ids) for ids in rows.ids], np.int64)
+    order = np.argsort(-sizes, kind="stable")  # the longest first: if memory is short it shows at once
+    vectors = []
     was_training = model.training
     model.eval()
     try:
-        for rows in batches(sizes[order], max_tokens, padded=not _padding_free(model)):
-            features = model.preprocess([texts[i] for i in order[rows]], prompt=prompt)
-            tokens.append(_tokens(features))
-            features = {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in features.items()}
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                vectors.append(model(features)["sentence_embedding"])
+        for part in batches(sizes[order], max_tokens, padded=not _padding_free(model)):
+            features = _collate(model, [rows.ids[i] for i in order[part]])
+            vectors.append(model({**features, **extra})["sentence_embedding"])
     finally:
         model.train(was_training)
-    place = np.argsort(order)
-    seen = np.concatenate(tokens)[place]
     stacked = torch.cat(vectors)[:, : model.truncate_dim].float().cpu().numpy()
-    return Embedded(np.ascontiguousarray(stacked[place]), seen, int((lengths > seen).sum()))
+    return Embedded(np.ascontiguousarray(stacked[np.argsort(order)]), sizes, rows.cut)
+
+
+def _collate(model: SentenceTransformer, ids: list[np.ndarray]) -> dict[str, Any]:
+    """What `model.preprocess` gives for these rows: laid end to end, or padded where the architecture needs it."""
+    first: Any = model[0]
+    if _padding_free(model):
+        return varlen.pack(ids, first._flatten_position_offset or 0, model.device)
+    return varlen.pad(ids, model.tokenizer.pad_token_id or 0, model.device)
 
 
 def batches(sizes: np.ndarray, max_tokens: int, *, padded: bool) -> Iterator[slice]:
@@ -98,24 +131,3 @@ def batches(sizes: np.ndarray, max_tokens: int, *, padded: bool) -> Iterator[sli
 
 def _padding_free(model: SentenceTransformer) -> bool:
     return bool(getattr(model[0], "can_flatten_inputs", False))
-
-
-def _lengths(model: SentenceTransformer, texts: list[str], prompt: str | None) -> np.ndarray:
-    """Tokens of each text before truncation, special ones and prompt included: (B,) int64."""
-    full = [prompt + text for text in texts] if prompt else texts
-    ids = model.tokenizer(
-        full,
-        truncation=False,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # that a text is too long is counted and reported by us
-    )["input_ids"]
-    return np.fromiter(map(len, ids), np.int64, len(ids))
-
-
-def _tokens(features: dict) -> np.ndarray:
-    """Real tokens per text of a padded or a flattened batch: (B,) int64."""
-    if "cu_seq_lens_q" in features:
-        return features["cu_seq_lens_q"].diff().cpu().numpy().astype(np.int64)
-    return features["attention_mask"].sum(dim=1).cpu().numpy().astype(np.int64)

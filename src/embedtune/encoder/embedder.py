@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from embedtune import files
 from embedtune.encoder import load, varlen
 from embedtune.errors import UserError, short_list
+
+Precision = Literal["fp32", "bf16"]
+DECIDES = (".safetensors", "config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json")
 
 
 class Trainable(NamedTuple):
@@ -20,13 +24,22 @@ class Trainable(NamedTuple):
     config_values: dict[str, Any]  # what was changed in the config for training, and is put back when it is saved
 
 
-def load_embedder(folder: Path) -> tuple[Any, str | None]:
+def load_embedder(folder: Path, precision: Precision = "fp32") -> tuple[Any, str | None]:
     """A folder as a stock SentenceTransformer made padding-free in place, and why not where it cannot be.
 
+    "bf16" has the encoder's weights and activations in bf16; pooling and what follows it are float32.
     Raises UserError for a folder that is damaged, or that names modules of its own.
     """
-    model = _open(folder, {})
-    return model, varlen.flatten(model[0])
+    model = _open(folder, {}).float()
+    padded = varlen.flatten(model[0])
+    if precision == "bf16":
+        model[0].model.bfloat16()
+        model[0].register_forward_hook(_as_float)
+    return model, padded
+
+
+def _as_float(module: Any, given: Any, features: dict[str, Any]) -> dict[str, Any]:
+    return {**features, "token_embeddings": features["token_embeddings"].float()}
 
 
 def load_trainable(folder: Path) -> Trainable:
@@ -53,12 +66,32 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
         # Weights that a folder lacks (a pooler that nothing uses, say) are drawn: the same ones each time.
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return SentenceTransformer(
+            model = SentenceTransformer(
                 str(folder), trust_remote_code=False, local_files_only=True, config_kwargs=config_values or None
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         message = f"cannot be opened as an embedding model: {load.first_line(error)}"
         raise UserError(message, where=str(folder)) from error
+    if "message" in getattr(model[0], "modality_config", ()):
+        what = "puts texts into a chat template, which encoders of texts do not; not opened"
+        raise UserError(what, where=str(folder), fix="name an encoder of the BERT family")
+    return model
+
+
+def identity(folder: Path) -> str:
+    """sha256 of all that decides a model's vectors: weights, tokenizer and settings; not of its name or its card."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    kept = sorted(n for n in names if n.endswith(DECIDES) and n.count("/") < 2)
+    lines = [f"{name} {files.sha256(folder / name)}" for name in kept]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def set_pooling(model: Any, folder: Path, pooling: str) -> None:
+    """Pool as `pooling` says, in place: for an encoder whose folder does not say how its vectors are pooled."""
+    if (folder / "modules.json").is_file():
+        what = f"says itself how its vectors are pooled ({model[1].pooling_mode})"
+        raise UserError(what, where=str(folder), fix="leave out --pooling")
+    model[1].pooling_mode = pooling  # the folder has none of its own, so this one was put here when it was opened
 
 
 def save_embedder(model: Any, folder: Path, config_values: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 ATTENTION = "embedtune_varlen"
 SLACK = 1.2  # a block's padded size may exceed its real tokens by this factor
 LONG = 512  # sequences longer than this are worth a fused kernel call of their own
+CELLS = 1 << 15  # rows x length x length of a block: with twelve heads its scores stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def plan_blocks(lengths: np.ndarray, device: torch.device) -> list[Block]:
         last, real = first, 0
         while last < len(order):
             longest = int(lengths[order[last]])
-            if last > first and (longest > LONG or longest * (last - first + 1) > SLACK * (real + longest)):
+            size = longest * (last - first + 1)
+            if last > first and (longest > LONG or size > SLACK * (real + longest) or size * longest > CELLS):
                 break
             real += longest
             last += 1
@@ -102,7 +104,8 @@ class BlockAttention(torch.autograd.Function):
                 grid.masked_fill_(_window(block.length, window, out.device), unseen)
             weights = torch.softmax(scores, dim=-1)
             _from_block(torch.bmm(weights, v), block, out)
-            ctx.kept.append((q, k, v, weights))
+            if any(ctx.needs_input_grad):  # else the next block takes this one's memory, while it is in the cache
+                ctx.kept.append((q, k, v, weights))
         return out
 
     @staticmethod

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedtune import files
-from embedtune.encoder.embed import Precision, embed
+from embedtune.encoder.embed import embed
 from embedtune.errors import UserError
 from embedtune.refine.concepts import Encoding, encode
 from embedtune.refine.statistics import BLOCK, refuse_non_finite
@@ -42,7 +42,6 @@ def cache(
     rows: Iterable[Labelled],
     encodings: Sequence[Encoding] = (),
     *,
-    precision: Precision = "fp32",
     note: Callable[[str], None] = lambda text: None,
 ) -> Cached:
     """Embed a stream of texts into memory maps in `folder`; memory is flat in their number.
@@ -54,7 +53,7 @@ def cache(
     n, d, truncated, low, high, said = 0, 0, 0, np.inf, 0.0, time.monotonic()
     with ExitStack() as stack:
         x_file, tokens_file, z_file = (stack.enter_context(files.growing(folder / name)) for name in names)
-        for block in embed(model, _texts(rows, waiting), precision=precision):
+        for block in embed(model, _texts(rows, waiting)):
             refuse_non_finite(block.vectors, n)
             values = waiting[: len(block.tokens)]
             del waiting[: len(values)]

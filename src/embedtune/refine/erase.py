@@ -141,7 +141,8 @@ def erase(
     counts = Counts()
     with tempfile.TemporaryDirectory() as scratch:
         rows = _labelled(_rows(texts, wanted, counts), wanted.columns)
-        cached = cache(Path(scratch), opened.model, rows, encodings, precision=precision, note=note)
+        embedding, _ = embedder.load_embedder(source, precision)  # what is saved stays float32
+        cached = cache(Path(scratch), embedding, rows, encodings, note=note)
         concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
         concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
         found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)

@@ -69,13 +69,13 @@ def measure_length(
     texts = (
         row.values["text"] for row in read_texts(data, columns=parse_columns(columns), bad_rows=bad_rows, counts=counts)
     )
-    opened, padded = embedder.load_embedder(folder)
+    opened, padded = embedder.load_embedder(folder, precision)
     start = said = time.monotonic()
     seen = {"texts": 0, "tokens": 0}
 
     def watched() -> Iterator[Embedded]:
         nonlocal said
-        for block in embed(opened, islice(texts, rows), precision=precision):
+        for block in embed(opened, islice(texts, rows)):
             seen["texts"] += len(block.tokens)
             seen["tokens"] += int(block.tokens.sum())
             if time.monotonic() - said > SAY_SECONDS:
