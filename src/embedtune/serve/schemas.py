@@ -1,0 +1,117 @@
+"""What the server is asked and what it answers: one pydantic model for each, unknown fields refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints
+
+INPUTS = 2048  # texts of one request
+CHARACTERS = 200_000  # of one text: far beyond what any model reads, and far below the limit of a body
+TOKENS = 65_536  # ids of one text
+Text = Annotated[StrictStr, StringConstraints(min_length=1, max_length=CHARACTERS)]
+Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=TOKENS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=INPUTS)]
+Role = Literal["query", "document", "text"]
+
+
+class Asked(BaseModel):
+    """A request: what is not known is an error, so that a misspelt field is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EmbeddingsRequest(Asked):
+    """OpenAI's `POST /v1/embeddings`; `role` is ours and picks the model's prompt for queries or documents."""
+
+    input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1, max_length=INPUTS)]
+    model: StrictStr | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    user: StrictStr | None = None
+    role: Role = "text"
+
+
+class EmbedRequest(Asked):
+    """text-embeddings-inference's `POST /embed`."""
+
+    inputs: Text | Texts
+    normalize: StrictBool | None = None
+    truncate: StrictBool | None = None
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    prompt_name: StrictStr | None = None
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+
+
+class Embedding(BaseModel):
+    """One vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens that the model read, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(BaseModel):
+    """The answer to `POST /v1/embeddings`; `truncated` texts were longer than the model reads."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: Usage
+    truncated: int = 0
+
+
+class ModelCard(BaseModel):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "embedtune"
+
+
+class Models(BaseModel):
+    """The answer to `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Info(BaseModel):
+    """The answer to `GET /info`, with the names of text-embeddings-inference."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    max_input_length: int
+    max_batch_tokens: int
+    max_client_batch_size: int
+    version: str
+
+
+class Fault(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The form of every error, on every path: OpenAI's."""
+
+    error: Fault
+
+
+def error_body(message: str, kind: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    return ErrorBody(error=Fault(message=message, type=kind, param=param, code=code)).model_dump()
