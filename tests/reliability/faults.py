@@ -15,7 +15,7 @@ from pathlib import Path
 import embedtune.plots
 from embedtune import files
 
-STATE = {"count": 0, "kind": None, "at": 0, "watch": None, "open": False, "names": []}
+STATE = {"count": 0, "kind": None, "at": 0, "watch": None, "open": False, "names": [], "place": ".running"}
 NEED_SPACE = ("create", "write", "fsync", "mkdir", "rename")
 TRUE = {"open": builtins.open, "rename": os.rename, "fsync": os.fsync, "unlink": os.unlink, "rmdir": os.rmdir}
 
@@ -66,7 +66,7 @@ def spread(places: list, folder: Path) -> None:
 
 
 def watched(path: str) -> bool:
-    return STATE["open"] and ".running" in path
+    return STATE["open"] and STATE["place"] in path
 
 
 class Writer:
@@ -118,7 +118,11 @@ def _path_of(path, directory=None) -> str:
 
 
 def install(fault: dict | None, plot: bool) -> None:
-    """fault: {"kind": "kill" | "enospc" | "enospc-on" | "eio" | "count", "at": k, "watch": "save:STEP" | "finish"}."""
+    """fault: {"kind": "kill" | "enospc" | "enospc-on" | "eio" | "count", "at": k, "watch": WHEN}, and maybe "place".
+
+    WHEN is "start", "save:STEP" or "finish": from then on calls count.
+    "place" is a part of the paths whose calls count, by default ".running".
+    """
     if not plot:  # drawing is most of a tiny run's time; the picture has tests of its own
         embedtune.plots.loss_curve = lambda records, stem, title, unit: files.write_bytes(
             stem.with_suffix(".png"), b"png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ from embedtune.encoder import load, varlen
 from embedtune.errors import UserError, short_list
 
 Precision = Literal["fp32", "bf16"]
+DECIDES = (".safetensors", "config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json")
 
 
 class Trainable(NamedTuple):
@@ -70,10 +72,26 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         message = f"cannot be opened as an embedding model: {load.first_line(error)}"
         raise UserError(message, where=str(folder)) from error
-    if "message" in model[0].modality_config:
+    if "message" in getattr(model[0], "modality_config", ()):
         what = "puts texts into a chat template, which encoders of texts do not; not opened"
         raise UserError(what, where=str(folder), fix="name an encoder of the BERT family")
     return model
+
+
+def identity(folder: Path) -> str:
+    """sha256 of all that decides a model's vectors: weights, tokenizer and settings; not of its name or its card."""
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    kept = sorted(n for n in names if n.endswith(DECIDES) and n.count("/") < 2)
+    lines = [f"{name} {files.sha256(folder / name)}" for name in kept]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def set_pooling(model: Any, folder: Path, pooling: str) -> None:
+    """Pool as `pooling` says, in place: for an encoder whose folder does not say how its vectors are pooled."""
+    if (folder / "modules.json").is_file():
+        what = f"says itself how its vectors are pooled ({model[1].pooling_mode})"
+        raise UserError(what, where=str(folder), fix="leave out --pooling")
+    model[1].pooling_mode = pooling  # the folder has none of its own, so this one was put here when it was opened
 
 
 def save_embedder(model: Any, folder: Path, config_values: dict[str, Any]) -> None:

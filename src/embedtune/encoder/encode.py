@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from embedtune.encoder import embedder, load
-from embedtune.encoder.embed import embed
+from embedtune.encoder.embed import WINDOW, Embedded, embed
 from embedtune.encoder.embedder import Precision
+from embedtune.errors import UserError
 
 Role = Literal["query", "document", "text"]
 # What sentence-transformers' encode_query and encode_document look for among a model's prompts.
@@ -40,10 +42,15 @@ class LocalEncoder:
 
     def encode(self, texts: Sequence[str], role: Role = "text") -> np.ndarray:
         """Vectors (n, D) float32, as encode_query or encode_document of the model gives them."""
-        prompt = role_prompt(self.model, role)
-        parts = list(embed(self.model, texts, max_tokens=self.max_tokens, prompt=prompt))
-        self.truncated += sum(part.truncated for part in parts)
-        return np.concatenate([part.vectors for part in parts] or [np.zeros((0, self.dimension), np.float32)])
+        parts = [part.vectors for part in self.stream(texts, role)]
+        return np.concatenate(parts or [np.zeros((0, self.dimension), np.float32)])
+
+    def stream(self, texts: Iterable[str], role: Role = "text", prompt: str | None = None) -> Iterator[Embedded]:
+        """The same as a stream; `prompt`, where it is given, stands in place of the role's."""
+        prompt = role_prompt(self.model, role) if prompt is None else prompt
+        for part in embed(self.model, texts, max_tokens=self.max_tokens, prompt=prompt):
+            self.truncated += part.truncated
+            yield part
 
 
 def role_prompt(model: Any, role: Role) -> str:
@@ -55,6 +62,28 @@ def role_prompt(model: Any, role: Role) -> str:
     return next((model.prompts[name] or "" for name in names if name in model.prompts), "")
 
 
+def stream(
+    encoder: Encoder, texts: Iterable[str], role: Role = "text", prompt: str | None = None
+) -> Iterator[Embedded]:
+    """Vectors of a stream of texts by any encoder, one `Embedded` per WINDOW texts; memory is flat.
+
+    `prompt`, where it is given, stands before each text instead of what the model has for the role.
+    """
+    if isinstance(encoder, LocalEncoder):
+        yield from encoder.stream(texts, role, prompt)
+        return
+    if prompt is not None:
+        raise UserError("takes no prompt of ours", where=encoder.name, fix="leave out --prompt")
+    rest = iter(texts)
+    while some := list(islice(rest, WINDOW)):
+        yield Embedded(encoder.encode(some, role), np.zeros(len(some), np.int64))
+
+
+def identity(name: str) -> str:
+    """What tells models apart whose vectors may not be mixed: a sha256, or the name of a hosted model."""
+    return name if name.startswith(HOSTED) else embedder.identity(load.find(name))
+
+
 def hosted_cache() -> Path:
     """Where vectors of hosted models are kept: EMBEDTUNE_CACHE, else the user's cache folder."""
     return Path(os.environ.get("EMBEDTUNE_CACHE") or Path.home() / ".cache" / "embedtune")
@@ -64,6 +93,7 @@ def open_encoder(
     name: str,
     *,
     precision: Precision = "fp32",
+    pooling: str | None = None,
     cache: Path | None = None,
     price: float | None = None,
     note: Note = lambda text: None,
@@ -71,14 +101,17 @@ def open_encoder(
     """A model folder, a hub name, the offline package's name, `openai:MODEL` or `vertex:MODEL`.
 
     Vectors of hosted models are kept in `cache` (default: `hosted_cache()`), and their cost is counted at `price` per
-    million tokens.
+    million tokens. `pooling` ("cls" or "mean") is for a folder that does not say how its vectors are pooled.
     Raises UserError where there is no such model, or its key, package or network is missing.
     """
     if name.startswith(HOSTED):
         from embedtune.encoder.hosted import open_hosted
 
         return open_hosted(name, cache=cache or hosted_cache(), price=price, note=note)
-    model, padded = embedder.load_embedder(load.find(name), precision)
+    folder = load.find(name)
+    model, padded = embedder.load_embedder(folder, precision)
+    if pooling:
+        embedder.set_pooling(model, folder, pooling)
     if padded:
         note(f"{name} runs padded, sorted by length: {padded}")
     return LocalEncoder(name, model)

@@ -276,7 +276,7 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
+        first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms the one that fits best
         where = ".".join(str(part) for part in first["loc"][1:2])
         message = f"{where}: {first['msg']}" if where else str(first["msg"])
         return JSONResponse(error_body(message, kind_of(422), where or None), 422)

@@ -18,7 +18,7 @@ import numpy as np
 
 CHARACTERS = 4  # of a token, roughly; the measured rate is in the same unit, so a wrong guess cancels out
 SPECIAL = 2  # tokens around a text
-SLOW, FAST = 0.3, 0.7  # a new measurement of the rate moves it by 0.3
+NEW, OLD = 0.3, 0.7  # what a new measurement of the rate counts beside the older ones
 
 
 class Given(NamedTuple):
@@ -150,19 +150,21 @@ class Batcher:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
+        start = 0.0
         while True:
             items = self._next()
             if not items:
                 self._wake.clear()
                 await self._wake.wait()
+                start = time.monotonic()
                 continue
             self.batch = len(items)
-            start = time.monotonic()
             answers = await loop.run_in_executor(self._thread, _guarded, self.compute, [i.given for i in items])
             self.worked, self.batch = time.monotonic(), 0
             self.computed += len(items)
             rate = sum(item.cost for item in items) / max(self.worked - start, 1e-6)
-            self.rate = FAST * self.rate + SLOW * rate
+            self.rate = OLD * self.rate + NEW * rate
+            start = self.worked  # from answer to answer: what the event loop needs in between counts too
             for item, answer in zip(items, answers, strict=True):
                 if item.answer.done():
                     continue

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from embedtune.encoder import load
-from embedtune.encoder.embed import embed_rows, tokenize
-from embedtune.encoder.encode import LocalEncoder, Role, open_encoder, role_prompt
-from embedtune.encoder.embedder import Precision, identity
+from embedtune.encoder.embed import Rows, embed_rows, tokenize
+from embedtune.encoder.embedder import Precision
+from embedtune.encoder.encode import LocalEncoder, Role, identity, open_encoder, role_prompt
 from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Given, NotFinite
 
@@ -62,16 +61,18 @@ class Served:
         return [answer for answer in answers if answer is not None]
 
     def _embed(self, given: Sequence[Given], numbers: list[int], prompt: str, answers: list[Any]) -> None:
+        """Put the answers of those that share a prompt in their places."""
         model: Any = self.encoder.model
         texts = [n for n in numbers if isinstance(given[n].content, str)]
-        rows, cut = tokenize(model, [str(given[n].content) for n in texts], prompt)
         ids = [n for n in numbers if not isinstance(given[n].content, str)]
-        rows += [np.array(given[n].content[: self.max_length], np.int64) for n in ids]
-        cut += [len(given[n].content) > self.max_length for n in ids]
-        vectors = embed_rows(model, rows, self.batch_tokens, prompt)
-        finite = np.isfinite(vectors).all(axis=1)
+        rows = tokenize(model, [str(given[n].content) for n in texts], prompt) if texts else Rows([], np.zeros(0, bool))
+        long = [len(given[n].content) > self.max_length for n in ids]
+        rows = Rows([*rows.ids, *(np.array(given[n].content[: self.max_length], np.int64) for n in ids)],
+                    np.concatenate([rows.cut, np.array(long, bool)]))  # fmt: skip
+        found = embed_rows(model, rows, self.batch_tokens, prompt)
+        finite = np.isfinite(found.vectors).all(axis=1)
         for place, number in enumerate([*texts, *ids]):
-            answer: Answer | Exception = Answer(vectors[place], len(rows[place]), cut[place])
+            answer = Answer(found.vectors[place], int(found.tokens[place]), bool(rows.cut[place]))
             answers[number] = answer if finite[place] else NotFinite("the model gave NaN or infinity for this text")
 
     def _wrong(self, given: Given) -> Exception | None:
@@ -82,11 +83,9 @@ class Served:
         return BadIds(f"token id {worst} is not among the {size:,} of the model") if worst >= size else None
 
 
-def open_served(name: str, precision: Precision, batch_tokens: int, dimensions: int | None = None) -> Served:
+def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
     """Load a model to be served. Raises UserError where there is none, or it is a hosted one."""
     encoder = open_encoder(name, precision=precision)
     if not isinstance(encoder, LocalEncoder):
         raise UserError("is hosted elsewhere already", where=name, fix="name a folder or a hub name")
-    if dimensions is not None and not 1 <= dimensions <= encoder.dimension:
-        raise UserError(f"--dimensions must be 1 to {encoder.dimension}, not {dimensions}", where=name)
-    return Served(name, identity(load.find(name)), encoder, precision, batch_tokens)
+    return Served(name, identity(name), encoder, precision, batch_tokens)

@@ -1,0 +1,1 @@
+"""Bulk embedding, and search in what was embedded."""

@@ -1,0 +1,44 @@
+"""Rows with an id, a text and other columns, for embedding and for the index."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from embedtune.data.named import find_column
+from embedtune.data.read import BadRows, Counts, read_texts
+
+IDS = ("id", "_id", "doc_id", "docid", "document_id", "key")
+STDIN = "-"
+
+
+class Record(NamedTuple):
+    """A text, its id (a column, else the number of its line or row) and what else the row holds."""
+
+    id: str
+    text: str
+    columns: dict[str, Any]
+
+
+def read_records(data: str, columns: Mapping[str, str], bad_rows: BadRows, counts: Counts) -> Iterator[Record]:
+    """The rows of a file or folder that hold a text; "-" reads lines from stdin. A column `title` is not joined."""
+    if data == STDIN:
+        yield from _lines(counts)
+        return
+    for number, row in enumerate(read_texts(data, columns=columns, bad_rows=bad_rows, counts=counts), 1):
+        text = row.values["text"]
+        name = find_column(IDS, list(row.values))
+        found = row.values[name] if name else None
+        key = str(found) if found not in (None, "") else str(number)
+        yield Record(key, text, {k: v for k, v in row.values.items() if k not in ("text", name)})
+
+
+def _lines(counts: Counts) -> Iterator[Record]:
+    for number, line in enumerate(sys.stdin, 1):
+        counts.rows += 1
+        if text := line.strip():
+            counts.used += 1
+            yield Record(str(number), text, {})
+        else:
+            counts.rejected["blank"] = counts.rejected.get("blank", 0) + 1
