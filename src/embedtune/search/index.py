@@ -1,0 +1,301 @@
+"""An index: texts with their vectors in a folder, searched exactly, by words, or by both."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from embedtune import files
+from embedtune.encoder.embedder import Precision
+from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
+from embedtune.errors import UserError, did_you_mean, short_list
+from embedtune.nearest import top_k
+from embedtune.search import lexical, store
+from embedtune.search.quantise import Dtype, check_dtype, restored
+from embedtune.search.rows import Record
+from embedtune.search.store import Manifest, Segment, unit
+from embedtune.search.views import Chosen, Restored, Stacked, signs
+
+Mode = Literal["dense", "exact", "lexical", "hybrid"]
+OVERSAMPLE = {"int8": 4, "binary": 40}  # candidates for each hit that are scored again with the whole vectors
+FUSED = 100  # hits of each ranking that are fused, at least
+RANK_CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Büttcher 2009)
+LONGEST = 100_000  # characters of a query
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A text that was found; `score` is the cosine, the BM25 score, or the sum of reciprocal ranks."""
+
+    id: str
+    score: float
+    text: str
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """An open index; what is added or deleted is on the disk when the call returns, and a new `Index` shows it."""
+
+    folder: Path
+    manifest: Manifest
+    segments: Sequence[Segment]
+    deleted: np.ndarray  # (n,) int64: rows that are not there any more
+    encoder: Encoder
+
+    @staticmethod
+    def load(folder: str | Path, model: str | None = None, note: Note = lambda text: None) -> Index:
+        """Open an index, and the model that it was made with (`model`: where that is now).
+
+        Raises UserError where the index is damaged or of a newer version, or the model is another one.
+        """
+        folder = Path(folder)
+        manifest = store.read_manifest(folder)
+        name = model or manifest.model
+        if identity(name) != manifest.identity:
+            what = f"was made with {manifest.model}, and {name} is not that model any more"
+            raise UserError(what, where=str(folder), fix=f"give the same model with --model, or {store.REBUILD}")
+        return _opened(folder, open_encoder(name, precision=manifest.precision, note=note))
+
+    def __len__(self) -> int:
+        return self.manifest.rows - len(self.deleted)
+
+    def add(self, records: Iterable[Record], *, update: bool = False) -> Index:
+        """Embed and add records; with `update` those whose ids are there replace them, else such an id is an error."""
+        with files.locked(self.folder):
+            now = _opened(self.folder, self.encoder)
+            places, fresh = now.places(), set()
+
+            def checked() -> Iterator[Record]:
+                for record in records:
+                    if record.id in fresh or (record.id in places and not update):
+                        what = f"has the id {record.id[:80]!r} {'twice' if record.id in fresh else 'already'}"
+                        raise UserError(what, where=str(self.folder), fix="search update replaces texts by their ids")
+                    fresh.add(record.id)
+                    yield record
+
+            blocks = store.embedded(lambda texts: stream(self.encoder, texts, "document"), checked())
+            manifest, _ = store.write_segment(self.folder, now.manifest, blocks)
+            gone = [places[key] for key in fresh if key in places]
+            now._publish(manifest, np.concatenate([now.deleted, np.array(gone, np.int64)]))
+        return _opened(self.folder, self.encoder)
+
+    def delete(self, ids: Sequence[str]) -> Index:
+        """Delete texts by their ids; an id that is not there is an error, and then nothing is deleted."""
+        with files.locked(self.folder):
+            now = _opened(self.folder, self.encoder)
+            places = now.places()
+            if missing := [key for key in ids if key not in places]:
+                near = did_you_mean(missing[0], list(places)[:10_000])
+                what = f"has no text with the id {short_list(missing)}{near}"
+                raise UserError(what, where=str(self.folder), fix="nothing was deleted; give ids that are there")
+            gone = np.array([places[key] for key in ids], np.int64)
+            now._publish(now.manifest, np.concatenate([now.deleted, gone]), texts=False)
+        return _opened(self.folder, self.encoder)
+
+    def compact(self) -> Index:
+        """Write what is not deleted to one new segment; nothing is embedded anew."""
+        with files.locked(self.folder):
+            now = _opened(self.folder, self.encoder)
+            if not len(now):
+                raise UserError("has nothing left in it", where=str(self.folder), fix="remove the folder")
+            empty = replace(now.manifest, rows=0, columns=(), segments=(), deleted="", lexical="", files={})
+            manifest, _ = store.write_segment(self.folder, empty, now._blocks())
+            now._publish(manifest, np.zeros(0, np.int64))
+        return _opened(self.folder, self.encoder)
+
+    def search(
+        self, queries: Sequence[str], top: int = 10, *, mode: Mode = "dense",
+        where: Mapping[str, str] | None = None, vectors: np.ndarray | None = None,
+    ) -> list[list[Hit]]:  # fmt: skip
+        """The `top` best texts for each query, best first.
+
+        "dense" goes by cosine (with codes, where the index has them, and the best scored again with whole vectors),
+        "exact" by cosine of whole vectors, "lexical" by BM25, "hybrid" by reciprocal rank fusion of dense and lexical.
+        `where`: only texts whose columns have these values. `vectors` (n, D) of the queries, where they are there
+        already. Raises UserError for an empty or over-long query and for
+        a column that no text has.
+        """
+        for query in queries:
+            if not query.strip() or len(query) > LONGEST:
+                what = "a query is empty" if not query.strip() else f"a query has {len(query):,} characters"
+                raise UserError(what, where="query", fix=f"give words, at most {LONGEST:,} characters")
+        if top < 1:
+            raise UserError(f"must be at least 1, not {top}", where="--top")
+        rows = self._rows(where or {})
+        wide = max(FUSED, 10 * top)
+        match mode:
+            case "lexical":
+                found = self._lexical(queries, top, rows)
+            case "hybrid":
+                pairs = zip(self._dense(queries, wide, rows, False), self._lexical(queries, wide, rows), strict=True)
+                found = [fuse(pair)[:top] for pair in pairs]
+            case _:
+                found = self._dense(queries, top, rows, mode == "exact")
+        return [[self._hit(row, score) for row, score in each] for each in found]
+
+    def places(self) -> dict[str, int]:
+        """The row of each id that is not deleted."""
+        gone = set(self.deleted.tolist())
+        ids = (key for segment in self.segments for key in segment.table.column("id").to_pylist())
+        return {key: row for row, key in enumerate(ids) if row not in gone}
+
+    def _rows(self, where: Mapping[str, str]) -> np.ndarray | None:
+        """Numbers of the rows that may be found; None for all."""
+        if not where and not len(self.deleted):
+            return None
+        keep = np.ones(self.manifest.rows, bool)
+        keep[self.deleted] = False
+        for name, value in where.items():
+            if name not in self.manifest.columns:
+                known = ", ".join(self.manifest.columns) or "none"
+                near = did_you_mean(name, self.manifest.columns)
+                raise UserError(f"no text has a column {name!r}{near}; there are: {known}", where="--where")
+            cells = [_matches(segment.table.column("columns"), name, value) for segment in self.segments]
+            keep &= np.concatenate(cells)
+        return np.flatnonzero(keep)
+
+    def _dense(self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool) -> list[list[Found]]:
+        asked = unit(self.encoder.encode(list(queries), "query"))
+        vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
+        if whole or self.manifest.dtype == "float32":
+            return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)
+        codes: Any = Stacked([self._coded(segment) for segment in self.segments], self.manifest.dimension)
+        many = OVERSAMPLE[self.manifest.dtype] * top
+        found = _named(*top_k(asked, codes if rows is None else Chosen(codes, rows), many), rows)
+        near = [np.sort([row for row, _ in each]).astype(np.int64) for each in found]
+        return [
+            _named(*top_k(query[None], Chosen(vectors, candidates), top), candidates)[0]
+            for query, candidates in zip(asked, near, strict=True)
+        ]
+
+    def _coded(self, segment: Segment) -> Restored:
+        width, ranges = self.manifest.dimension, segment.ranges
+        if self.manifest.dtype == "int8" and ranges is not None:
+            return Restored(segment.codes, lambda codes: restored(codes, ranges), width)
+        return Restored(segment.codes, lambda codes: signs(codes, width), width)
+
+    def _lexical(self, queries: Sequence[str], top: int, rows: np.ndarray | None) -> list[list[Found]]:
+        if not self.manifest.lexical:
+            what = "was made without the package for lexical search"
+            raise UserError(what, where=str(self.folder), fix=f"{lexical.FIX}, then embedtune search compact")
+        opened, found = lexical.load(self.folder / self.manifest.lexical), []
+        for query in queries:
+            scores = lexical.scores(opened, query)
+            here = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
+            best = here[np.lexsort((here, -scores[here]))][:top]
+            found.append([(int(row), float(scores[row])) for row in best])
+        return found
+
+    def _hit(self, row: int, score: float) -> Hit:
+        for segment in self.segments:
+            if row < segment.table.num_rows:
+                key, text, cells = (segment.table.column(name)[row].as_py() for name in ("id", "text", "columns"))
+                return Hit(key, score, text, json.loads(cells))
+            row -= segment.table.num_rows
+        raise IndexError(row)
+
+    def _blocks(self) -> Iterator[store.Block]:
+        """All that is not deleted, with its vectors."""
+        kept, start = np.ones(self.manifest.rows, bool), 0
+        kept[self.deleted] = False
+        for segment in self.segments:
+            for first in range(0, segment.table.num_rows, store.BLOCK):
+                part = segment.table.slice(first, store.BLOCK)
+                keep = np.flatnonzero(kept[start + first : start + first + part.num_rows])
+                cells = part.take(keep).to_pylist()
+                records = [Record(row["id"], row["text"], json.loads(row["columns"])) for row in cells]
+                if records:
+                    yield records, np.asarray(segment.vectors[first + keep])
+            start += segment.table.num_rows
+
+    def _publish(self, manifest: Manifest, deleted: np.ndarray, texts: bool = True) -> None:
+        """Publish a manifest with these rows deleted, its lexical part made anew where texts came or moved."""
+        if len(deleted):
+            manifest = store.with_deleted(self.folder, manifest, deleted)
+        if texts:
+            name = manifest.name("lexical")
+            if lexical.is_there():
+                segments, _ = store.open_segments(self.folder, replace(manifest, files={}, deleted=""))
+                lexical.build(self.folder / name, (t for s in segments for t in s.table.column("text").to_pylist()))
+            manifest = store.with_file(self.folder, manifest, "lexical", name)
+        store.publish(self.folder, manifest)
+
+
+Found = tuple[int, float]  # a row and its score
+
+
+def create(
+    folder: Path, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", precision: Precision = "fp32",
+    note: Note = lambda text: None,
+) -> Index:  # fmt: skip
+    """A new index of these records; `folder` appears when it is complete."""
+    check_dtype(dtype)
+    if dtype == "float16":
+        raise UserError("an index keeps float32, and int8 or binary beside it", where="--dtype")
+    encoder = open_encoder(model, precision=precision, note=note)
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model
+    manifest = Manifest(name, identity(model), encoder.dimension, dtype, precision)
+    place = folder.with_name(folder.name + ".running")
+    shutil.rmtree(place, ignore_errors=True)  # of a build that was killed
+    files.make_folder(place)
+    try:
+        store.publish(place, manifest)
+        Index(place, manifest, (), np.zeros(0, np.int64), encoder).add(records)
+        (place / files.LOCK).unlink()
+        files.move_directory(place, folder)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    return _opened(folder, encoder)
+
+
+def fuse(rankings: Iterable[Sequence[Found]]) -> list[Found]:
+    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the rankings that have the row, best first."""
+    sums: dict[int, float] = {}
+    for ranking in rankings:
+        for rank, (row, _) in enumerate(ranking, 1):
+            sums[row] = sums.get(row, 0.0) + 1 / (RANK_CONSTANT + rank)
+    return sorted(sums.items(), key=lambda found: (-found[1], found[0]))
+
+
+def _opened(folder: Path, encoder: Encoder) -> Index:
+    """The index as it is now; a writer may replace it while it is opened, and then it is opened anew."""
+    while True:
+        manifest = store.read_manifest(folder)
+        try:
+            segments, deleted = store.open_segments(folder, manifest)
+        except (UserError, OSError):
+            if store.read_manifest(folder).serial == manifest.serial:
+                raise
+            continue
+        if encoder.dimension != manifest.dimension:
+            what = f"has {manifest.dimension} numbers a vector, the model gives {encoder.dimension}"
+            raise UserError(what, where=str(folder), fix="use the model that the index was made with")
+        return Index(folder, manifest, segments, deleted, encoder)
+
+
+def _named(scores: np.ndarray, found: np.ndarray, rows: np.ndarray | None) -> list[list[Found]]:
+    """Answers of top_k as (row, score), by the rows' own numbers."""
+    numbers = found if rows is None else rows[found]
+    return [list(zip(row.tolist(), score.tolist())) for row, score in zip(numbers, scores, strict=True)]
+
+
+def _matches(cells: Any, name: str, value: str) -> np.ndarray:
+    """Which rows have the value in the column: (N,) bool; what is no text is compared as JSON writes it."""
+    import pyarrow.compute as pc
+
+    maybe = pc.match_substring(cells, json.dumps(value, ensure_ascii=False)[1:-1]).to_numpy(zero_copy_only=False)
+    keep = np.zeros(len(cells), bool)
+    for row in np.flatnonzero(maybe):
+        found = json.loads(cells[int(row)].as_py()).get(name)
+        keep[row] = (found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)) == value
+    return keep

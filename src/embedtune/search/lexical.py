@@ -1,0 +1,53 @@
+"""BM25 over the texts of an index, by the bm25s package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedtune.errors import UserError
+
+FIX = "pip install 'embedtune[search]'"
+
+
+def is_there() -> bool:
+    """Whether the package is installed."""
+    import importlib.util
+
+    return importlib.util.find_spec("bm25s") is not None
+
+
+def build(folder: Path, texts: Iterable[str]) -> None:
+    """Write the BM25 scores of all words in all texts to `folder`; texts and their words are held in memory."""
+    import bm25s
+
+    words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
+    if not words.vocab:
+        return
+    scores = bm25s.BM25()
+    scores.index(words, show_progress=False)
+    scores.save(folder, show_progress=False)
+
+
+def load(folder: Path) -> Any:
+    """What `build` wrote, mapped into memory; a UserError where the package is missing."""
+    if not is_there():
+        raise UserError("needs another package, bm25s", where="lexical search", fix=FIX)
+    import bm25s
+
+    return bm25s.BM25.load(folder, mmap=True, show_progress=False)
+
+
+def scores(found: Any, query: str) -> np.ndarray:
+    """The BM25 score of every text for the query: (N,) float32; 0 where no word of it is in the text."""
+    import bm25s
+
+    (words,) = bm25s.tokenize([query], stopwords=None, return_ids=False, show_progress=False)
+    known = [word for word in words if word in found.vocab_dict]
+    if not known:
+        return np.zeros(found.scores["num_docs"], np.float32)
+    result: np.ndarray = found.get_scores(known)
+    return result
