@@ -80,7 +80,7 @@ class Client:
 @asynccontextmanager
 async def serving(model, key=None, **limits):
     """A client of a server whose model is loaded."""
-    service = Service(lambda: model, Limits(**limits))
+    service = Service(lambda: (model, ()), Limits(**limits))
     app = make_app(service)
     async with app.router.lifespan_context(app):
         while service.batcher is None and service.failed is None:

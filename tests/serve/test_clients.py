@@ -33,7 +33,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def address():
     port = free_port()
-    service = Service(FakeModel, Limits())
+    service = Service(lambda: (FakeModel(), ()), Limits())
     server = uvicorn.Server(
         uvicorn.Config(Guard(make_app(service), "secret-key"), "127.0.0.1", port, log_level="error")
     )

@@ -13,8 +13,11 @@ from embedtune.serve.app import Service, make_app  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
 from embedtune.serve.guard import BODY, DEPTH, Guard, too_deep  # noqa: E402
 
-ROUTES = [("POST", "/v1/embeddings"), ("GET", "/v1/models"), ("POST", "/embed"), ("GET", "/info"), ("GET", "/readyz"),
-          ("GET", "/health"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/nothing"), ("DELETE", "/embed")]  # fmt: skip
+ROUTES = [
+    *(("GET", path) for path in ("/v1/models", "/info", "/readyz", "/health", "/metrics", "/about", "/map")),
+    *(("POST", path) for path in ("/v1/embeddings", "/embed", "/search", "/feedback")),
+    *(("GET", path) for path in ("/", "/page.js", "/openapi.json", "/nothing")), ("DELETE", "/embed"),
+]  # fmt: skip
 
 
 def served(test, model=None, **given):
@@ -159,8 +162,10 @@ def test_with_the_key_there_is_everything():
 
 def test_unknown_paths_and_methods_have_the_same_form_of_error():
     async def test(client, service):
-        for method, path, status in (("GET", "/nope", 404), ("GET", "/embed", 405), ("DELETE", "/v1/models", 405),
-                                     ("GET", "/../etc/passwd", 404), ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404)):  # fmt: skip
+        for method, path, status in (
+            ("GET", "/nope", 404), ("GET", "/embed", 405), ("DELETE", "/v1/models", 405), ("GET", "/../x", 404),
+            ("GET", "/%2e%2e/%2e%2e/etc/passwd", 404), ("GET", "/page.js/../../app.py", 404), ("GET", "/about", 404),
+        ):  # fmt: skip
             found, _, body = await client(method, path)
             assert found == status and body["error"]["message"]
 
@@ -189,7 +194,7 @@ def test_while_it_loads_and_while_it_stops_it_says_503_and_when_to_come_back():
 
         def load():
             asyncio.run_coroutine_threadsafe(loading.wait(), loop).result(20)
-            return FakeModel()
+            return FakeModel(), ()
 
         service = Service(load, Limits())
         app = make_app(service)
@@ -230,6 +235,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_server():
 def test_the_openapi_document_names_every_route():
     async def test(client, service):
         _, _, found = await client("GET", "/openapi.json")
-        assert {path for method, path in ROUTES if path not in ("/openapi.json", "/nothing")} <= set(found["paths"])
+        assert {path for method, path in ROUTES if path not in ("/openapi.json", "/nothing", "/", "/page.js")} <= set(
+            found["paths"]
+        )
 
     served(test)

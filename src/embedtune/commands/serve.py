@@ -17,13 +17,17 @@ KEY = "EMBEDTUNE_API_KEY"
 
 @dataclass(frozen=True)
 class Serve:
-    """OpenAI's /v1/embeddings, text-embeddings-inference's /embed, health and metrics, over one model.
+    """OpenAI's /v1/embeddings, text-embeddings-inference's /embed, health, metrics; search and a page over an index.
 
     A key in the environment variable EMBEDTUNE_API_KEY, or in --key-file, is asked of every request but /livez.
     """
 
     # Model folder or hub name.
     model: str
+    # Folders of indexes that this model made, for /search and the page; a second one, of another model, stands beside.
+    index: tuple[str, ...] = ()
+    # Where votes on what is found are written, a line each: a file that `fit contrastive` reads.
+    feedback: str = "feedback.jsonl"
     # Address to listen at; one that others reach needs a key.
     host: str = "127.0.0.1"
     # Port to listen at.
@@ -54,12 +58,13 @@ def serve(command: Serve, talk: Talk) -> Output:
     from embedtune.serve.app import Service, make_app
     from embedtune.serve.batcher import Limits
     from embedtune.serve.guard import Guard
-    from embedtune.serve.model import open_served
+    from embedtune.serve.model import open_all
 
     load.find(command.model)  # a name that is wrong is said now
     precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
     limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
-    service = Service(lambda: open_served(command.model, precision, command.batch_tokens), limits)
+    service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
+                      Path(command.feedback))  # fmt: skip
     config = uvicorn.Config(Guard(make_app(service), key), command.host, command.port, log_level="warning",
                             timeout_keep_alive=30, h11_max_incomplete_event_size=2**16,
                             timeout_graceful_shutdown=30, server_header=False, lifespan="on")  # fmt: skip
@@ -104,6 +109,10 @@ def _check(command: Serve, key: str | None) -> None:
         for name in ("batch_tokens", "queue_seconds", "queue_items")
         if getattr(command, name) <= 0
     ]
+    if len(command.index) > 2:
+        problems.append(f"--index: two at most stand side by side, not {len(command.index)}")
+    if not Path(command.feedback).parent.is_dir():
+        problems.append(f"--feedback {command.feedback}: its folder does not exist")
     if not 1 <= command.port <= 65535:
         problems.append(f"--port must be 1 to 65535, not {command.port}")
     if not key and not _is_here(command.host):

@@ -136,11 +136,13 @@ class Index:
             case "lexical":
                 found = self._lexical(queries, top, rows)
             case "hybrid":
-                pairs = zip(self._dense(queries, wide, rows, False), self._lexical(queries, wide, rows), strict=True)
+                pairs = zip(
+                    self._dense(queries, wide, rows, False, vectors), self._lexical(queries, wide, rows), strict=True
+                )
                 found = [fuse(pair)[:top] for pair in pairs]
             case _:
-                found = self._dense(queries, top, rows, mode == "exact")
-        return [[self._hit(row, score) for row, score in each] for each in found]
+                found = self._dense(queries, top, rows, mode == "exact", vectors)
+        return [[self.hit(row, score) for row, score in each] for each in found]
 
     def places(self) -> dict[str, int]:
         """The row of each id that is not deleted."""
@@ -163,8 +165,10 @@ class Index:
             keep &= np.concatenate(cells)
         return np.flatnonzero(keep)
 
-    def _dense(self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool) -> list[list[Found]]:
-        asked = unit(self.encoder.encode(list(queries), "query"))
+    def _dense(
+        self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool, given: np.ndarray | None
+    ) -> list[list[Found]]:
+        asked = unit(self.encoder.encode(list(queries), "query") if given is None else given)
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
         if whole or self.manifest.dtype == "float32":
             return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)
@@ -195,7 +199,8 @@ class Index:
             found.append([(int(row), float(scores[row])) for row in best])
         return found
 
-    def _hit(self, row: int, score: float) -> Hit:
+    def hit(self, row: int, score: float) -> Hit:
+        """The text in a row, by the row's number."""
         for segment in self.segments:
             if row < segment.table.num_rows:
                 key, text, cells = (segment.table.column(name)[row].as_py() for name in ("id", "text", "columns"))

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -23,6 +24,7 @@ from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Batcher, Busy, Given, Late, Limits, NotFinite
 from embedtune.serve.guard import kind_of
 from embedtune.serve.metrics import Counted, Metrics
+from embedtune.serve.model import Served
 from embedtune.serve.schemas import (
     INPUTS,
     Embedding,
@@ -33,10 +35,11 @@ from embedtune.serve.schemas import (
     Info,
     ModelCard,
     Models,
-    Role,
     Usage,
     error_body,
 )
+from embedtune.serve.searching import Library, Searched, add_search
+from embedtune.serve.shelf import Shelf
 
 T = TypeVar("T")
 IDLE = 10.0  # seconds after which readiness is shown by a text of our own
@@ -46,39 +49,26 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Model(Protocol):
-    """What the server needs of a model: see serve/model.py."""
-
-    name: str
-    sha256: str
-    precision: str
-    dimension: int
-    max_length: int
-    normalised: bool
-    prompts: dict[str, str]
-
-    def prompt(self, role: Role) -> str:
-        """What stands before texts of a role."""
-
-    def compute(self, given: Sequence[Given]) -> Sequence[Answer | Exception]:
-        """An answer for each text."""
-
-
 @dataclass(eq=False)
 class Service:
-    """What the routes share. `load` gives the model; it is called in a thread when the server starts."""
+    """What the routes share. `load` gives the model, and the indexes with the models behind them; it is called in a
+    thread when the server starts. Votes on what is found go to `feedback`.
+    """
 
-    load: Callable[[], Model]
+    load: Callable[[], tuple[Served, Sequence[tuple[Shelf, Served]]]]
     limits: Limits
+    feedback: Path = Path("feedback.jsonl")
     metrics: Metrics = field(default_factory=Metrics)
     started: int = field(default_factory=lambda: int(time.time()))
-    model: Model | None = None
+    model: Served | None = None
     batcher: Batcher | None = None
+    library: Library | None = None
     draining: bool = False
     failed: str | None = None
     give_up: Callable[[], None] = lambda: None  # ends the server
+    queues: list[Batcher] = field(default_factory=list)
 
-    def ready(self) -> tuple[Model, Batcher]:
+    def ready(self) -> tuple[Served, Batcher]:
         """The model and its queue; 503 where they are not there (yet, or any more)."""
         if self.draining:
             raise HTTPException(503, "the server is shutting down", {"Retry-After": "5"})
@@ -88,19 +78,42 @@ class Service:
             raise HTTPException(503, "the worker has died; restart the server", {"Retry-After": "5"})
         return self.model, self.batcher
 
+    def shelves(self) -> Library:
+        """The indexes; 404 where the server has none, 503 while it loads."""
+        self.ready()
+        if self.library is None:
+            raise HTTPException(404, "no index is served here: embedtune serve MODEL --index DIR")
+        return self.library
+
     async def start(self) -> None:
-        """Load the model, then answer."""
+        """Load the models, then answer."""
         try:
-            model = await asyncio.get_running_loop().run_in_executor(None, self.load)
-            limits = Limits(self.limits.batch_tokens, self.limits.queue_seconds, self.limits.queue_items,
-                            model.max_length)  # fmt: skip
-            batcher = Batcher(model.compute, limits)
-            batcher.start()
-            await batcher.ask([Given("a text to warm up")] * 8)
-            self.model, self.batcher = model, batcher
+            model, shelves = await asyncio.get_running_loop().run_in_executor(None, self.load)
+            queues = {model.sha256: self._queue(model)}
+            for _, other in shelves:
+                if other.sha256 not in queues:
+                    queues[other.sha256] = self._queue(other)
+            for queue in queues.values():
+                queue.start()
+                await queue.ask([Given("a text to warm up")] * 8)
+            if shelves:
+                searched = [Searched(shelf, other, queues[other.sha256]) for shelf, other in shelves]
+                self.library = Library(searched, self.feedback)
+            self.model, self.batcher, self.queues = model, queues[model.sha256], list(queues.values())
         except Exception as error:  # whatever it is: `embedtune serve` ends, and says it
             self.failed = f"the model cannot be served: {error}"
             self.give_up()
+
+    def _queue(self, model: Served) -> Batcher:
+        limits = self.limits
+        return Batcher(
+            model.compute, Limits(limits.batch_tokens, limits.queue_seconds, limits.queue_items, model.max_length)
+        )
+
+    async def stop(self) -> None:
+        """Answer what waits, then end."""
+        for queue in self.queues:
+            await queue.stop()
 
     async def embed(self, request: Request, given: Sequence[Given], dimensions: int | None) -> list[Answer]:
         """The answers of one request, while its client is there; vectors cut to `dimensions`."""
@@ -169,8 +182,7 @@ def make_app(service: Service) -> FastAPI:
         loading = asyncio.create_task(service.start())
         yield
         loading.cancel()
-        if service.batcher is not None:
-            await service.batcher.stop()
+        await service.stop()
 
     app = FastAPI(title="embedtune", version=version("embedtune"), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS)  # fmt: skip
@@ -179,6 +191,7 @@ def make_app(service: Service) -> FastAPI:
     _openai(app, service)
     _inference(app, service)
     _health(app, service)
+    add_search(app, service.shelves)
     return app
 
 

@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from embedtune.serve.guard import App, Message, Receive, Scope, Send, refuse
 
 PATHS = {
-    *("/v1/embeddings", "/v1/models", "/embed", "/info", "/search"),
+    *("/v1/embeddings", "/v1/models", "/embed", "/info"),
+    *("/", "/page.js", "/page.css", "/search", "/about", "/map", "/feedback"),
     *("/livez", "/readyz", "/health", "/metrics"),
 }
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

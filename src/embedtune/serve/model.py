@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ from embedtune.encoder.embed import Rows, embed_rows, tokenize
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import LocalEncoder, Role, identity, open_encoder, role_prompt
 from embedtune.errors import UserError
+from embedtune.search.index import Index
+from embedtune.search.store import REBUILD, read_manifest
 from embedtune.serve.batcher import Answer, BadIds, Given, NotFinite
+from embedtune.serve.shelf import Shelf, open_shelf
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,3 +93,27 @@ def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
     if not isinstance(encoder, LocalEncoder):
         raise UserError("is hosted elsewhere already", where=name, fix="name a folder or a hub name")
     return Served(name, identity(name), encoder, precision, batch_tokens)
+
+
+def open_all(
+    name: str, indexes: Sequence[str], precision: Precision, batch_tokens: int
+) -> tuple[Served, list[tuple[Shelf, Served]]]:
+    """The model, and each index with the model behind it; the first index must be of this very model.
+
+    Raises UserError where an index is damaged, or its model has changed or is not there.
+    """
+    model = open_served(name, precision, batch_tokens)
+    shelves = []
+    for number, folder in enumerate(indexes):
+        manifest = read_manifest(Path(folder))
+        own = manifest.identity == model.sha256
+        if number == 0 and not own:
+            what = f"was made with {manifest.model}, which is not the model {name}"
+            raise UserError(what, where=folder, fix=f"serve {manifest.model}, or index the texts with {name}")
+        served = model if own else open_served(manifest.model, precision, batch_tokens)
+        if served.sha256 != manifest.identity:
+            raise UserError(f"was made with {manifest.model}, which has changed since", where=folder, fix=REBUILD)
+        index = replace(Index.load(folder, name if own else None), encoder=served.encoder)
+        label = Path(name if own else manifest.model).name
+        shelves.append((open_shelf(index, label), served))
+    return model, shelves

@@ -44,6 +44,87 @@ class EmbedRequest(Asked):
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
+class SearchRequest(Asked):
+    """`POST /search`: by meaning (dense), by words (lexical, BM25), or both; `where` chooses by columns."""
+
+    query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]
+    top: Annotated[StrictInt, Field(ge=1, le=100)] = 10
+    mode: Literal["dense", "exact", "lexical", "hybrid"] = "dense"
+    where: Annotated[dict[StrictStr, StrictStr], Field(max_length=16)] = Field(default_factory=dict)
+
+
+class Feedback(Asked):
+    """`POST /feedback`: whether a text fits a query."""
+
+    query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]
+    id: Annotated[StrictStr, StringConstraints(min_length=1, max_length=1000)]
+    verdict: Literal["up", "down"]
+    model: Annotated[StrictStr, StringConstraints(max_length=1000)] | None = None
+
+
+class Found(BaseModel):
+    """A text that was found; `passage` is the part (first, last character) that is nearest to the query.
+
+    Beside a second index: how many places it stands higher than there, or `new` where it is not in sight there.
+    """
+
+    id: str
+    score: float
+    text: str
+    columns: dict[str, Any]
+    passage: tuple[int, int]
+    moved: int | None = None
+    new: bool = False
+
+
+class Results(BaseModel):
+    """What one index found."""
+
+    model: str
+    hits: list[Found]
+
+
+class SearchAnswer(BaseModel):
+    """The answer to `POST /search`: the index, then the one beside it, where there is one."""
+
+    results: list[Results]
+    seconds: float
+
+
+class About(BaseModel):
+    """What is searched."""
+
+    texts: int
+    models: list[str]
+    lexical: bool
+    filters: dict[str, list[str]]
+
+
+class Dot(BaseModel):
+    """A text on the map, its place from 0 to 1."""
+
+    id: str
+    x: float
+    y: float
+    text: str
+    columns: dict[str, Any]
+
+
+class Atlas(BaseModel):
+    """The map: at most 4,000 texts, and the share of the variance that it shows."""
+
+    points: list[Dot]
+    total: int
+    explained: float
+    columns: list[str]
+
+
+class Kept(BaseModel):
+    """An answer to a result was written down."""
+
+    kept: Literal[True] = True
+
+
 class Embedding(BaseModel):
     """One vector: numbers, or base64 of little-endian float32."""
 

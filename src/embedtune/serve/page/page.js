@@ -59,14 +59,11 @@ function card(query, hit, model) {
   made.querySelector(".score").textContent = hit.score.toFixed(3);
   made.querySelector(".id").textContent = hit.id;
   const moved = made.querySelector(".moved");
-  if (hit.moved !== null) {
-    const words = hit.moved === 0 ? "same place" : hit.moved > 0 ? `${hit.moved} up` : `${-hit.moved} down`;
-    moved.textContent = hit.moved === undefined ? "" : `${hit.moved > 0 ? "▲ " : hit.moved < 0 ? "▼ " : ""}${words}`;
-    moved.classList.add(hit.moved > 0 ? "up" : hit.moved < 0 ? "down" : "same");
-  } else {
-    moved.textContent = "▲ new";
-    moved.classList.add("up");
-  }
+  if (hit.new || hit.moved > 0) moved.classList.add("up");
+  if (hit.moved < 0) moved.classList.add("down");
+  if (hit.new) moved.textContent = "▲ new";
+  else if (hit.moved !== null)
+    moved.textContent = hit.moved === 0 ? "same place" : hit.moved > 0 ? `▲ ${hit.moved} up` : `▼ ${-hit.moved} down`;
   const [first, last] = hit.passage;
   const text = made.querySelector(".text");
   const mark = document.createElement("mark");
