@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, StringConstraints
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, StringConstraints
 
 INPUTS = 2048  # texts of one request
 CHARACTERS = 200_000  # of one text: far beyond what any model reads, and far below the limit of a body
@@ -16,13 +16,7 @@ Texts = Annotated[list[Text], Field(min_length=1, max_length=INPUTS)]
 Role = Literal["query", "document", "text"]
 
 
-class Asked(BaseModel):
-    """A request: what is not known is an error, so that a misspelt field is not silently ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(BaseModel, extra="forbid"):
     """OpenAI's `POST /v1/embeddings`; `role` is ours and picks the model's prompt for queries or documents."""
 
     input: Text | Texts | Ids | Annotated[list[Ids], Field(min_length=1, max_length=INPUTS)]
@@ -33,7 +27,7 @@ class EmbeddingsRequest(Asked):
     role: Role = "text"
 
 
-class EmbedRequest(Asked):
+class EmbedRequest(BaseModel, extra="forbid"):
     """text-embeddings-inference's `POST /embed`."""
 
     inputs: Text | Texts
@@ -44,7 +38,7 @@ class EmbedRequest(Asked):
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
-class SearchRequest(Asked):
+class SearchRequest(BaseModel, extra="forbid"):
     """`POST /search`: by meaning (dense), by words (lexical, BM25), or both; `where` chooses by columns."""
 
     query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]
@@ -53,7 +47,7 @@ class SearchRequest(Asked):
     where: Annotated[dict[StrictStr, StrictStr], Field(max_length=16)] = Field(default_factory=dict)
 
 
-class Feedback(Asked):
+class Feedback(BaseModel, extra="forbid"):
     """`POST /feedback`: whether a text fits a query."""
 
     query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]

@@ -18,8 +18,8 @@ SHOWN = 240  # characters of a dot's text
 KINDS = 30  # values of a column that can be chosen from
 LOOKED = 20_000  # rows that are looked through for these
 CLUSTERS = 8
-PASSAGE = 300  # characters of a passage, about
-PASSAGES = 12  # of a text
+PASSAGE = 160  # characters of a passage, about
+PASSAGES = 16  # of a text
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|\n|$)\s*")
 Span = tuple[int, int]
 
