@@ -62,6 +62,9 @@ WRITERS = {
     "data/tidy.py: self.file.write": "a file that files.growing or files.write_directory renames",
     "data/shingles.py: tempfile.TemporaryFile": "scratch space for shingles; it has no name and no reader",
     "data/shingles.py: self.scratch.write": "that same scratch space",
+    "search/bulk.py: file.write": "a file that files.growing opened and renames",
+    "search/store.py: vectors.write": "a file that files.growing opened, in a segment not yet published",
+    "search/store.py: codes.write": "a file that files.growing opened, in a segment not yet published",
     "enrich/write.py: out.write": "a file that files.growing opened and renames",
     "enrich/mine.py: vectors.write": "a file that files.growing opened, in a folder of temporary files",
     "plots.py: figure.savefig": "into a buffer in memory",
@@ -258,7 +261,11 @@ def test_dependencies_have_their_floors_and_pins():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), "exact pins without a local tag"
     pinned = {re.match(r"[\w.-]+", pin)[0].lower().replace("_", "-") for pin in pins}
     extras = project["optional-dependencies"]
-    wanted = [need for extra in ("offline", "hub", "hosted", "dev", "parity", "bench") for need in extras[extra]]
+    wanted = [
+        need
+        for extra in ("offline", "hub", "hosted", "search", "ann", "dev", "parity", "bench")
+        for need in extras[extra]
+    ]
     named = {re.match(r"[\w-]+", need)[0] for need in [*project["dependencies"], *wanted]} - {"embedtune"}
     assert named <= pinned
 

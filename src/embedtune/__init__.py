@@ -23,6 +23,8 @@ _PLACES = {
     "Loop": "embedtune.recipes",
     "UserError": "embedtune.errors",
     "open_encoder": "embedtune.encoder.encode",
+    "Index": "embedtune.search.index",
+    "Hit": "embedtune.search.index",
     "remove_length_direction": "embedtune.refine.length",
 }
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Classify",
     "Contrastive",
     "Finished",
+    "Hit",
+    "Index",
     "Loop",
     "Ranking",
     "Regress",

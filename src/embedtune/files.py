@@ -236,12 +236,20 @@ def damage(path: Path) -> str | None:
     return None
 
 
+def flush(folder: Path) -> None:
+    """See to it that what others wrote into a folder is on the disk."""
+    try:
+        for path in [*folder.rglob("*"), folder]:
+            _fsync(path)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
 def move_directory(source: Path, target: Path) -> None:
     """Rename a finished directory to its final name; an existing `target` is replaced, and removed only after."""
     old = target.with_name(target.name + ".old")
+    flush(source)
     try:
-        for file in source.rglob("*"):
-            _fsync(file)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(target, old)

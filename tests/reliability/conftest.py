@@ -34,7 +34,8 @@ class Zygote:
     calls: int = 0
 
     def start(self) -> None:
-        env = {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1"}
+        places = [str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(HERE / "zygote.py")]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         assert self._hear() == {"ready": True}

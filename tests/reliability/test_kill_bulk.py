@@ -28,8 +28,9 @@ def folder(tiny_model, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("out, flags", [("vectors.parquet", ["--text"]), ("vectors.npy", ["--dtype", "int8"])])
-def test_killed_at_any_call_and_resumed(zygote, folder, out, flags):
+def test_killed_at_any_call_and_resumed(zygote, folder, out, flags, step):
     ended = zygote.run(embed(out, *flags), folder)
     assert ended.status == 0, ended.said
     whole = bytes_of(folder, out)
@@ -37,11 +38,7 @@ def test_killed_at_any_call_and_resumed(zygote, folder, out, flags):
     calls = next(line for line in ended.said.splitlines() if line.startswith("COUNTED ")).split("|")
     assert len(calls) > 30 and bytes_of(folder, out) == whole
     resumed = 0
-    import time
-
-    t0 = time.time()
-    for at in range(1, len(calls) + 1, 7):
-        print(at, time.time() - t0, flush=True)
+    for at in range(1, len(calls) + 1, step):
         for path in folder.glob(f"{out}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         ended = zygote.run(embed(out, *flags), folder, fault={**FAULT, "at": at})
@@ -54,7 +51,7 @@ def test_killed_at_any_call_and_resumed(zygote, folder, out, flags):
         resumed += start
         assert bytes_of(folder, out) == whole, at
         assert sorted(p.name for p in folder.glob(f"{out}*")) == [out, f"{out}.json"]
-    assert resumed > 5
+    assert resumed > 3
 
 
 def test_other_texts_or_another_wish_are_refused(zygote, folder):

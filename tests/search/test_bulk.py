@@ -159,3 +159,30 @@ def test_mistakes_leave_nothing_behind(place, capsys, words, says):
     assert says in said and "Traceback" not in said
     assert sorted(Path().iterdir()) == before
     assert Path("there.npy").read_bytes() == b"kept"
+
+
+def test_memory_does_not_grow_with_the_rows(place, monkeypatch):
+    """Ten times the rows: no more blocks are held at once, and none when the next one is made."""
+    import weakref
+
+    class Texts(list):  # that can be watched
+        pass
+
+    alive, most = weakref.WeakSet(), []
+    blocks = bulk._blocks
+
+    def watched(rows):
+        for block in blocks(rows):
+            kept = Texts(block)
+            alive.add(kept)
+            del block
+            most.append(len(alive))
+            yield kept
+            del kept
+
+    Texts.__hash__ = object.__hash__
+    monkeypatch.setattr(bulk, "_blocks", watched)
+    Path("many.txt").write_text("ba be\n" * 2048 * 8)
+    run("many.txt", "--out", "v.npy")
+    assert np.load("v.npy").shape == (2048 * 8, 32) and len(most) == 8
+    assert max(most) <= 4  # the one that is embedded, the one whose tokens are made, and what is about to be handed on

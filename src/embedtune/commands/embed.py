@@ -94,6 +94,7 @@ def embed(command: Embed, talk: Talk) -> Output:
     lines = [f"{done.rows:,} vectors of {done.dimension} x {command.dtype} in {command.out}"]
     if done.cut:
         lines.append(f"{done.cut:,} texts are longer than the model reads: only their beginning was embedded")
+    lines += counts.notes
     for reason, number in {**counts.rejected, **counts.replaced}.items():
         lines.append(f"{number:,} rows {'left out' if reason in counts.rejected else 'mended'}: {reason}")
     if done.outside:

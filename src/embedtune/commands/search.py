@@ -27,6 +27,8 @@ class Build:
     out: str
     # int8 or binary: search reads a quarter or a 32nd of the bytes, and scores the best again with whole vectors.
     dtype: Literal["float32", "int8", "binary"] = "float32"
+    # Approximate search: a graph of neighbours (HNSW, the package faiss) chooses who is scored; its recall is said.
+    ann: bool = False
     # Which column is the text: text=NAME.
     columns: str | None = None
     # Rows that cannot be read: stop, leave them out, or mend them with U+FFFD.
@@ -53,7 +55,7 @@ class Query:
     top: int = 10
     # Only texts whose column has this value: column=value. May be given several times.
     where: tuple[str, ...] = ()
-    # Whole vectors only, where the index has int8 or binary ones too.
+    # Whole vectors only, where the index has int8 or binary ones or a graph too.
     exact: bool = False
     # By words alone (BM25).
     lexical: bool = False
@@ -121,8 +123,8 @@ def build(command: Build, talk: Talk) -> Output:
     records, left = _records(command)
     if not lexical.is_there():
         talk.note(f"without the package bm25s there is no lexical and no hybrid search: {lexical.FIX}")
-    made = create(Path(command.out), command.model, records, dtype=command.dtype, precision=command.precision,
-                  note=talk.note)  # fmt: skip
+    made = create(Path(command.out), command.model, records, dtype=command.dtype, ann=command.ann,
+                  precision=command.precision, note=talk.note)  # fmt: skip
     return _said(made, f"{len(made):,} texts in {command.out}/", left())
 
 
@@ -238,7 +240,10 @@ def _records(command: Any) -> tuple[Iterator[Any], Any]:
 
     def left() -> list[str]:
         words = ((counts.rejected, "left out"), (counts.replaced, "mended"))
-        return [f"{n:,} rows {word}: {reason}" for which, word in words for reason, n in which.items()]
+        return [
+            *counts.notes,
+            *(f"{n:,} rows {word}: {reason}" for which, word in words for reason, n in which.items()),
+        ]
 
     return read_records(command.data, parse_columns(command.columns), command.bad_rows, counts), left
 
@@ -267,7 +272,8 @@ def _ids(argv: list[str]) -> Flags:
 
 
 COMMANDS = {
-    "search index": Command("DATA --model M --out DIR", "texts to an index", Build, build, "--data"),
+    "search index": Command("DATA --model M --out DIR", "texts to an index", Build, build, None,
+                            _words("--data")),
     "search query": Command('INDEX "words"', "what is nearest, by vectors, by words, or both", Query, query, None,
                             _words("--index", "--words")),
     "search add": Command("INDEX DATA", "more texts", Add, add, None, _words("--index", "--data")),

@@ -16,14 +16,18 @@ from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
 from embedtune.errors import UserError, did_you_mean, short_list
 from embedtune.nearest import top_k
-from embedtune.search import lexical, store
+from embedtune.search import graph, lexical, store
 from embedtune.search.quantise import Dtype, check_dtype, restored
 from embedtune.search.rows import Record
 from embedtune.search.store import Manifest, Segment, unit
 from embedtune.search.views import Chosen, Restored, Stacked, signs
 
 Mode = Literal["dense", "exact", "lexical", "hybrid"]
-OVERSAMPLE = {"int8": 4, "binary": 40}  # candidates for each hit that are scored again with the whole vectors
+OVERSAMPLE = {
+    "int8": 4,
+    "binary": 40,
+    "graph": 4,
+}  # candidates for each hit that are scored again with the whole vectors
 FUSED = 100  # hits of each ranking that are fused, at least
 RANK_CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Büttcher 2009)
 LONGEST = 100_000  # characters of a query
@@ -170,16 +174,34 @@ class Index:
     ) -> list[list[Found]]:
         asked = unit(self.encoder.encode(list(queries), "query") if given is None else given)
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
-        if whole or self.manifest.dtype == "float32":
+        if whole or (self.manifest.dtype == "float32" and not self.manifest.graph):
             return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)
-        codes: Any = Stacked([self._coded(segment) for segment in self.segments], self.manifest.dimension)
-        many = OVERSAMPLE[self.manifest.dtype] * top
-        found = _named(*top_k(asked, codes if rows is None else Chosen(codes, rows), many), rows)
-        near = [np.sort([row for row, _ in each]).astype(np.int64) for each in found]
+        near = self._linked(asked, top, rows) if self.manifest.graph else self._by_codes(asked, top, rows)
         return [
             _named(*top_k(query[None], Chosen(vectors, candidates), top), candidates)[0]
             for query, candidates in zip(asked, near, strict=True)
         ]
+
+    def _by_codes(self, asked: np.ndarray, top: int, rows: np.ndarray | None) -> list[np.ndarray]:
+        """The candidates of each query by codes, ascending."""
+        codes: Any = Stacked([self._coded(segment) for segment in self.segments], self.manifest.dimension)
+        many = OVERSAMPLE[self.manifest.dtype] * top
+        found = _named(*top_k(asked, codes if rows is None else Chosen(codes, rows), many), rows)
+        return [np.sort([row for row, _ in each]).astype(np.int64) for each in found]
+
+    def _linked(self, asked: np.ndarray, top: int, rows: np.ndarray | None) -> list[np.ndarray]:
+        """The candidates of each query by the graphs; all rows where a filter leaves too few of them."""
+        parts, start = [], 0
+        for segment in self.segments:
+            many = min(OVERSAMPLE["graph"] * top, segment.table.num_rows)
+            found = graph.candidates(segment.graph, asked, many)
+            parts.append(np.where(found < 0, -1, found + start))
+            start += segment.table.num_rows
+        everything = np.arange(start) if rows is None else rows
+        near = [np.unique(each[each >= 0]) for each in np.concatenate(parts, axis=1)]
+        if rows is not None:
+            near = [np.intersect1d(each, rows) for each in near]
+        return [each if len(each) >= min(top, len(everything)) else everything for each in near]
 
     def _coded(self, segment: Segment) -> Restored:
         width, ranges = self.manifest.dimension, segment.ranges
@@ -239,16 +261,21 @@ Found = tuple[int, float]  # a row and its score
 
 
 def create(
-    folder: Path, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", precision: Precision = "fp32",
-    note: Note = lambda text: None,
+    folder: Path, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", ann: bool = False,
+    precision: Precision = "fp32", note: Note = lambda text: None,
 ) -> Index:  # fmt: skip
-    """A new index of these records; `folder` appears when it is complete."""
+    """A new index of these records; `folder` appears when it is complete.
+
+    `ann`: a graph of neighbours chooses the candidates; how many of the true neighbours it finds is noted.
+    """
     check_dtype(dtype)
     if dtype == "float16":
         raise UserError("an index keeps float32, and int8 or binary beside it", where="--dtype")
+    if ann and dtype != "float32":
+        raise UserError("take one of both: each chooses the candidates", where="--ann and --dtype")
     encoder = open_encoder(model, precision=precision, note=note)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
-    manifest = Manifest(name, identity(model), encoder.dimension, dtype, precision)
+    manifest = Manifest(name, identity(model), encoder.dimension, dtype, precision, graph=ann)
     place = folder.with_name(folder.name + ".running")
     shutil.rmtree(place, ignore_errors=True)  # of a build that was killed
     files.make_folder(place)
@@ -260,7 +287,12 @@ def create(
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    return _opened(folder, encoder)
+    opened = _opened(folder, encoder)
+    if ann:
+        (part,) = opened.segments
+        share = graph.recall(part.graph, part.vectors, OVERSAMPLE["graph"] * 10)
+        note(f"the graph finds {share:.4f} of the ten true neighbours of its own texts (recall@10); --exact finds all")
+    return opened
 
 
 def fuse(rankings: Iterable[Sequence[Found]]) -> list[Found]:

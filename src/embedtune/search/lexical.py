@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from embedtune import files
 from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[search]'"
@@ -30,6 +31,7 @@ def build(folder: Path, texts: Iterable[str]) -> None:
     scores = bm25s.BM25()
     scores.index(words, show_progress=False)
     scores.save(folder, show_progress=False)
+    files.flush(folder)
 
 
 def load(folder: Path) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
+from embedtune.search import graph
 from embedtune.search.quantise import Dtype, quantise
 from embedtune.search.rows import Record
 
@@ -48,6 +49,7 @@ class Manifest:
     segments: tuple[str, ...] = ()
     deleted: str = ""
     lexical: str = ""
+    graph: bool = False
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def name(self, kind: str) -> str:
@@ -60,9 +62,10 @@ class Segment:
     """Rows that were added together; all of it is mapped, nothing is read before it is used."""
 
     vectors: np.ndarray  # (N, D) float32, each of length one
-    codes: np.ndarray | None  # (N, D) or (N, ceil(D / 8)) int8
-    ranges: np.ndarray | None
     table: Any  # id, text, columns (JSON)
+    codes: np.ndarray | None = None  # (N, D) or (N, ceil(D / 8)) int8
+    ranges: np.ndarray | None = None
+    graph: Any = None  # of faiss
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,10 +107,10 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
     rows, width = table.num_rows, manifest.dimension
     vectors = np.memmap(path / "vectors.f32", np.float32, mode="r", shape=(rows, width))
     if manifest.dtype == "float32":
-        return Segment(vectors, None, None, table)
+        return Segment(vectors, table, graph=graph.load(path) if manifest.graph else None)
     width = width if manifest.dtype == "int8" else (width + 7) // 8
     codes = np.memmap(path / "codes.i8", np.int8, mode="r", shape=(rows, width))
-    return Segment(vectors, codes, np.load(path / "ranges.npy", allow_pickle=False), table)
+    return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -145,6 +148,9 @@ def write_segment(folder: Path, manifest: Manifest, blocks: Iterable[Block]) -> 
             raise UserError("there is nothing to add: not one row", where=str(folder))
         if manifest.dtype != "float32":
             _write_codes(place, manifest, rows)
+        if manifest.graph:
+            shape = (rows, manifest.dimension)
+            graph.build(place, np.memmap(place / "vectors.f32", np.float32, mode="r", shape=shape), BLOCK)
 
     files.write_directory(folder / name, fill, {})
     sums = files.read_json(folder / name / files.MANIFEST)["files"]
