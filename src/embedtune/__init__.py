@@ -26,11 +26,13 @@ _PLACES = {
     "Index": "embedtune.search.index",
     "Hit": "embedtune.search.index",
     "remove_length_direction": "embedtune.refine.length",
+    "Eraser": "embedtune.refine.sidecar",
 }
 __all__ = [
     "MLM",
     "Classify",
     "Contrastive",
+    "Eraser",
     "Finished",
     "Hit",
     "Index",
