@@ -46,7 +46,7 @@ IMPORTS = {
     "cli": None,
 }
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
-BASES = {"Module", "Protocol", "Function", "Exception", "NamedTuple"}  # nn.Module, torch.autograd.Function
+BASES = {"Module", "Protocol", "Function", "Exception", "NamedTuple", "BaseModel"}  # of torch.nn, autograd, pydantic
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "yaml.load"}
 FORBIDDEN_TRUE = {"trust_remote_code", "allow_pickle"}

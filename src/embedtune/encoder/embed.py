@@ -29,11 +29,11 @@ class Embedded:
     truncated: int = 0  # how many of these texts were longer than the model reads
 
 
-class _Rows(NamedTuple):
-    """A window's texts as the model reads them: their token ids, and how many were cut."""
+class Rows(NamedTuple):
+    """Texts as the model reads them: their token ids, and which were cut, (B,) bool."""
 
     ids: list[np.ndarray]
-    cut: int
+    cut: np.ndarray
 
 
 def embed(
@@ -54,14 +54,12 @@ def embed(
     """
     if prompt is None:
         prompt = model.prompts.get(model.default_prompt_name or "")
-    first: Any = model[0]
-    extra = {"prompt_length": first._get_prompt_length(prompt)} if prompt else {}
     with ThreadPoolExecutor(1) as ahead:
-        tokenized = (ahead.submit(_tokenize, model, block, prompt or "") for block in _windows(texts, window))
+        tokenized = (ahead.submit(tokenize, model, block, prompt or "") for block in _windows(texts, window))
         now = next(tokenized, None)
         while now is not None:
             rows, now = now.result(), next(tokenized, None)
-            yield _embed_window(model, rows, max_tokens, extra)
+            yield embed_rows(model, rows, max_tokens, prompt or "")
 
 
 def _windows(texts: Iterable[str], window: int) -> Iterator[list[str]]:
@@ -74,7 +72,7 @@ def _windows(texts: Iterable[str], window: int) -> Iterator[list[str]]:
         first += len(block)
 
 
-def _tokenize(model: SentenceTransformer, texts: list[str], prompt: str) -> _Rows:
+def tokenize(model: SentenceTransformer, texts: list[str], prompt: str = "") -> Rows:
     """Token ids of each text, special ones and prompt included, cut to what the model reads."""
     found = model.tokenizer(
         [prompt + text for text in texts],
@@ -84,13 +82,15 @@ def _tokenize(model: SentenceTransformer, texts: list[str], prompt: str) -> _Row
         return_token_type_ids=False,
         verbose=False,  # that a text is too long is counted and reported by us
     )
-    cut = sum(bool(encoding.overflowing) for encoding in found.encodings)
-    return _Rows([np.array(ids, np.int64) for ids in found["input_ids"]], cut)
+    cut = np.array([bool(encoding.overflowing) for encoding in found.encodings], bool)
+    return Rows([np.array(ids, np.int64) for ids in found["input_ids"]], cut)
 
 
 @torch.inference_mode()
-def _embed_window(model: SentenceTransformer, rows: _Rows, max_tokens: int, extra: dict[str, Any]) -> Embedded:
-    """Embed the texts of one window; the vectors come to the CPU once, at its end."""
+def embed_rows(model: SentenceTransformer, rows: Rows, max_tokens: int, prompt: str = "") -> Embedded:
+    """Embed rows of token ids whose first tokens are `prompt`; the vectors come to the CPU once, at the end."""
+    first: Any = model[0]
+    extra = {"prompt_length": first._get_prompt_length(prompt)} if prompt else {}
     sizes = np.array([len(ids) for ids in rows.ids], np.int64)
     order = np.argsort(-sizes, kind="stable")  # the longest first: if memory is short it shows at once
     vectors = []
@@ -103,7 +103,7 @@ def _embed_window(model: SentenceTransformer, rows: _Rows, max_tokens: int, extr
     finally:
         model.train(was_training)
     stacked = torch.cat(vectors)[:, : model.truncate_dim].float().cpu().numpy()
-    return Embedded(np.ascontiguousarray(stacked[np.argsort(order)]), sizes, rows.cut)
+    return Embedded(np.ascontiguousarray(stacked[np.argsort(order)]), sizes, int(rows.cut.sum()))
 
 
 def _collate(model: SentenceTransformer, ids: list[np.ndarray]) -> dict[str, Any]:

@@ -117,13 +117,15 @@ class Index:
         return _opened(self.folder, self.encoder)
 
     def search(
-        self, queries: Sequence[str], top: int = 10, *, mode: Mode = "dense", where: Mapping[str, str] | None = None
-    ) -> list[list[Hit]]:
+        self, queries: Sequence[str], top: int = 10, *, mode: Mode = "dense",
+        where: Mapping[str, str] | None = None, vectors: np.ndarray | None = None,
+    ) -> list[list[Hit]]:  # fmt: skip
         """The `top` best texts for each query, best first.
 
         "dense" goes by cosine (with codes, where the index has them, and the best scored again with whole vectors),
         "exact" by cosine of whole vectors, "lexical" by BM25, "hybrid" by reciprocal rank fusion of dense and lexical.
-        `where`: only texts whose columns have these values. Raises UserError for an empty or over-long query and for
+        `where`: only texts whose columns have these values. `vectors` (n, D) of the queries, where they are there
+        already. Raises UserError for an empty or over-long query and for
         a column that no text has.
         """
         for query in queries:
@@ -138,11 +140,13 @@ class Index:
             case "lexical":
                 found = self._lexical(queries, top, rows)
             case "hybrid":
-                pairs = zip(self._dense(queries, wide, rows, False), self._lexical(queries, wide, rows), strict=True)
+                pairs = zip(
+                    self._dense(queries, wide, rows, False, vectors), self._lexical(queries, wide, rows), strict=True
+                )
                 found = [fuse(pair)[:top] for pair in pairs]
             case _:
-                found = self._dense(queries, top, rows, mode == "exact")
-        return [[self._hit(row, score) for row, score in each] for each in found]
+                found = self._dense(queries, top, rows, mode == "exact", vectors)
+        return [[self.hit(row, score) for row, score in each] for each in found]
 
     def places(self) -> dict[str, int]:
         """The row of each id that is not deleted."""
@@ -165,8 +169,10 @@ class Index:
             keep &= np.concatenate(cells)
         return np.flatnonzero(keep)
 
-    def _dense(self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool) -> list[list[Found]]:
-        asked = unit(self.encoder.encode(list(queries), "query"))
+    def _dense(
+        self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool, given: np.ndarray | None
+    ) -> list[list[Found]]:
+        asked = unit(self.encoder.encode(list(queries), "query") if given is None else given)
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
         if whole or (self.manifest.dtype == "float32" and not self.manifest.graph):
             return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)
@@ -215,7 +221,8 @@ class Index:
             found.append([(int(row), float(scores[row])) for row in best])
         return found
 
-    def _hit(self, row: int, score: float) -> Hit:
+    def hit(self, row: int, score: float) -> Hit:
+        """The text in a row, by the row's number."""
         for segment in self.segments:
             if row < segment.table.num_rows:
                 key, text, cells = (segment.table.column(name)[row].as_py() for name in ("id", "text", "columns"))

@@ -1,0 +1,141 @@
+"""embedtune serve: a model behind an address."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedtune import recipes
+from embedtune.commands.shape import Command, Output, Talk
+from embedtune.errors import EXIT_BUG, EXIT_FINE, UserError
+
+KEY = "EMBEDTUNE_API_KEY"
+
+
+@dataclass(frozen=True)
+class Serve:
+    """OpenAI's /v1/embeddings, text-embeddings-inference's /embed, health, metrics; search and a page over an index.
+
+    A key in the environment variable EMBEDTUNE_API_KEY, or in --key-file, is asked of every request but /livez.
+    """
+
+    # Model folder or hub name.
+    model: str
+    # Folders of indexes that this model made, for /search and the page; a second one, of another model, stands beside.
+    index: tuple[str, ...] = ()
+    # Where votes on what is found are written, a line each: a file that `fit contrastive` reads.
+    feedback: str = "feedback.jsonl"
+    # Address to listen at; one that others reach needs a key.
+    host: str = "127.0.0.1"
+    # Port to listen at.
+    port: int = 8000
+    # A file with the key, where it does not stand in the environment.
+    key_file: str | None = None
+    # Arithmetic of the model (derived: bf16 where the hardware has it).
+    precision: recipes.Precision | None = None
+    # Tokens that are computed at once.
+    batch_tokens: int = 8192
+    # What would wait longer than so many seconds is refused at once (429).
+    queue_seconds: float = 2.0
+    # Texts that may wait at most.
+    queue_items: int = 8192
+
+
+def serve(command: Serve, talk: Talk) -> Output:
+    """Serve until a signal comes: what is being answered is answered first."""
+    key = _key(command)
+    _check(command, key)
+    try:
+        import fastapi  # noqa: F401 - said before the model is loaded
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed", fix="pip install 'embedtune[serve]'") from error
+    from embedtune.encoder import load
+    from embedtune.encoder.device import has_bf16, pick_device
+    from embedtune.serve.app import Service, make_app
+    from embedtune.serve.batcher import Limits
+    from embedtune.serve.guard import Guard
+    from embedtune.serve.model import open_all
+
+    load.find(command.model)  # a name that is wrong is said now
+    precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
+    limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
+    service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
+                      Path(command.feedback))  # fmt: skip
+    config = uvicorn.Config(Guard(make_app(service), key), command.host, command.port, log_level="warning",
+                            timeout_keep_alive=30, h11_max_incomplete_event_size=2**16,
+                            timeout_graceful_shutdown=30, server_header=False, lifespan="on")  # fmt: skip
+    server = uvicorn.Server(config)
+    _stop_well(server, service)
+    talk.note(f"http://{command.host}:{command.port} serves {command.model} in {precision}"
+              + ("" if key else "; without a key, to this machine alone"))  # fmt: skip
+    server.run()
+    if service.failed:
+        raise UserError(service.failed, where=command.model)
+    return Output(["stopped"], {"stopped": True}, EXIT_FINE if server.started else EXIT_BUG)
+
+
+def _stop_well(server: Any, service: Any) -> None:
+    """After a signal: what comes is refused, what is here is answered; a model that cannot be loaded ends it all."""
+    leave = server.handle_exit
+
+    def handle(signal: int, frame: Any) -> None:
+        service.draining = True
+        leave(signal, frame)
+
+    server.handle_exit = handle
+    service.give_up = lambda: setattr(server, "should_exit", True)
+
+
+def _key(command: Serve) -> str | None:
+    if command.key_file is None:
+        return os.environ.get(KEY) or None
+    try:
+        key = Path(command.key_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", where=command.key_file) from error
+    if not key:
+        raise UserError("holds no key", where=command.key_file)
+    return key
+
+
+def _check(command: Serve, key: str | None) -> None:
+    """What is wrong with the flags, all at once, and whether the port is free."""
+    problems = [
+        f"--{name.replace('_', '-')} must be above 0, not {getattr(command, name):g}"
+        for name in ("batch_tokens", "queue_seconds", "queue_items")
+        if getattr(command, name) <= 0
+    ]
+    if len(command.index) > 2:
+        problems.append(f"--index: two at most stand side by side, not {len(command.index)}")
+    if not Path(command.feedback).parent.is_dir():
+        problems.append(f"--feedback {command.feedback}: its folder does not exist")
+    if not 1 <= command.port <= 65535:
+        problems.append(f"--port must be 1 to 65535, not {command.port}")
+    if not key and not _is_here(command.host):
+        problems.append(f"--host {command.host} is reached by others, and there is no key: set {KEY} or --key-file")
+    if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key):
+        problems.append("the key must have 8 printable ASCII characters at least, without blanks")
+    if problems:
+        raise UserError("cannot serve with these settings", details=problems)
+    import socket
+
+    try:
+        with socket.create_server((command.host, command.port), reuse_port=False):
+            pass
+    except OSError as error:
+        fix = "stop what listens there, or name another --port"
+        raise UserError(f"cannot listen: {error.strerror}", where=f"{command.host}:{command.port}", fix=fix) from error
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+COMMANDS = {"serve": Command("MODEL", "an OpenAI-compatible server over a model", Serve, serve, "--model")}

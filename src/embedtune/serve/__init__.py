@@ -1,0 +1,1 @@
+"""ANSWERED: an OpenAI-compatible server over one model, and over an index where one is given."""

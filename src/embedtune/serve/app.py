@@ -1,0 +1,299 @@
+"""The server: OpenAI's embeddings, text-embeddings-inference's, search, health and metrics over one queue."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from embedtune.errors import UserError
+from embedtune.serve.batcher import Answer, BadIds, Batcher, Busy, Given, Late, Limits, NotFinite
+from embedtune.serve.guard import kind_of
+from embedtune.serve.metrics import Counted, Metrics
+from embedtune.serve.model import Served
+from embedtune.serve.schemas import (
+    INPUTS,
+    Embedding,
+    Embeddings,
+    EmbeddingsRequest,
+    EmbedRequest,
+    ErrorBody,
+    Info,
+    ModelCard,
+    Models,
+    Usage,
+    error_body,
+)
+from embedtune.serve.searching import Library, Searched, add_search
+from embedtune.serve.shelf import Shelf
+
+T = TypeVar("T")
+IDLE = 10.0  # seconds after which readiness is shown by a text of our own
+CLOSED = 499  # nginx's status of a client that went away; nobody reads it but the metrics
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody} for code in (400, 401, 413, 415, 422, 429, 500, 503)
+}
+
+
+@dataclass(eq=False)
+class Service:
+    """What the routes share. `load` gives the model, and the indexes with the models behind them; it is called in a
+    thread when the server starts. Votes on what is found go to `feedback`.
+    """
+
+    load: Callable[[], tuple[Served, Sequence[tuple[Shelf, Served]]]]
+    limits: Limits
+    feedback: Path = Path("feedback.jsonl")
+    metrics: Metrics = field(default_factory=Metrics)
+    started: int = field(default_factory=lambda: int(time.time()))
+    model: Served | None = None
+    batcher: Batcher | None = None
+    library: Library | None = None
+    draining: bool = False
+    failed: str | None = None
+    give_up: Callable[[], None] = lambda: None  # ends the server
+    queues: list[Batcher] = field(default_factory=list)
+
+    def ready(self) -> tuple[Served, Batcher]:
+        """The model and its queue; 503 where they are not there (yet, or any more)."""
+        if self.draining:
+            raise HTTPException(503, "the server is shutting down", {"Retry-After": "5"})
+        if self.model is None or self.batcher is None:
+            raise HTTPException(503, self.failed or "the model is being loaded", {"Retry-After": "2"})
+        if not self.batcher.alive:
+            raise HTTPException(503, "the worker has died; restart the server", {"Retry-After": "5"})
+        return self.model, self.batcher
+
+    def shelves(self) -> Library:
+        """The indexes; 404 where the server has none, 503 while it loads."""
+        self.ready()
+        if self.library is None:
+            raise HTTPException(404, "no index is served here: embedtune serve MODEL --index DIR")
+        return self.library
+
+    async def start(self) -> None:
+        """Load the models, then answer."""
+        try:
+            model, shelves = await asyncio.get_running_loop().run_in_executor(None, self.load)
+            queues = {model.sha256: self._queue(model)}
+            for _, other in shelves:
+                if other.sha256 not in queues:
+                    queues[other.sha256] = self._queue(other)
+            for queue in queues.values():
+                queue.start()
+                await queue.ask([Given("a text to warm up")] * 8)
+            if shelves:
+                searched = [Searched(shelf, other, queues[other.sha256]) for shelf, other in shelves]
+                self.library = Library(searched, self.feedback)
+            self.model, self.batcher, self.queues = model, queues[model.sha256], list(queues.values())
+        except Exception as error:  # whatever it is: `embedtune serve` ends, and says it
+            self.failed = f"the model cannot be served: {error}"
+            self.give_up()
+
+    def _queue(self, model: Served) -> Batcher:
+        limits = self.limits
+        return Batcher(
+            model.compute, Limits(limits.batch_tokens, limits.queue_seconds, limits.queue_items, model.max_length)
+        )
+
+    async def stop(self) -> None:
+        """Answer what waits, then end."""
+        for queue in self.queues:
+            await queue.stop()
+
+    async def embed(self, request: Request, given: Sequence[Given], dimensions: int | None) -> list[Answer]:
+        """The answers of one request, while its client is there; vectors cut to `dimensions`."""
+        model, batcher = self.ready()
+        if dimensions is not None and dimensions > model.dimension:
+            raise HTTPException(422, f"dimensions: the model has {model.dimension}, asked for {dimensions}")
+        try:
+            answers = await while_connected(request, batcher.ask(given))
+        except Busy as busy:
+            raise HTTPException(429, str(busy), {"Retry-After": str(math.ceil(busy.seconds))}) from busy
+        except Late as late:
+            raise HTTPException(503, str(late), {"Retry-After": "2"}) from late
+        except BadIds as bad:
+            raise HTTPException(422, str(bad)) from bad
+        except NotFinite as wrong:
+            self.metrics.not_finite.inc()
+            raise HTTPException(500, str(wrong)) from wrong
+        self.metrics.texts.inc(len(answers))
+        self.metrics.tokens.inc(sum(answer.tokens for answer in answers))
+        self.metrics.truncated.inc(sum(answer.cut for answer in answers))
+        if dimensions is None:
+            return answers
+        return [answer._replace(vector=shortened(answer.vector, dimensions, model.normalised)) for answer in answers]
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """What `work` gives; it is cancelled when the client goes away."""
+    asked = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not asked.done():
+            raise HTTPException(CLOSED, "the client went away")
+        return asked.result()
+    finally:
+        for task in (asked, gone):
+            task.cancel()
+        await asyncio.wait({asked, gone})
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def shortened(vector: np.ndarray, dimensions: int, normalised: bool) -> np.ndarray:
+    """The first numbers of a vector (D,), of norm one again where the model's vectors are."""
+    vector = vector[:dimensions]
+    norm = float(np.linalg.norm(vector))
+    return vector / norm if normalised and norm else vector
+
+
+def written(vector: np.ndarray, form: str) -> list[float] | str:
+    """Numbers, or base64 of little-endian float32, as OpenAI does it."""
+    if form == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    numbers: list[float] = vector.astype(np.float64).tolist()
+    return numbers
+
+
+def make_app(service: Service) -> FastAPI:
+    """The routes over a service."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(service.start())
+        yield
+        loading.cancel()
+        await service.stop()
+
+    app = FastAPI(title="embedtune", version=version("embedtune"), lifespan=lifespan, docs_url=None, redoc_url=None,
+                  responses=ERRORS)  # fmt: skip
+    _errors(app)
+    app.add_middleware(Counted, metrics=service.metrics)
+    _openai(app, service)
+    _inference(app, service)
+    _health(app, service)
+    add_search(app, service.shelves)
+    return app
+
+
+def _openai(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/embeddings")
+    async def embeddings(asked: EmbeddingsRequest, request: Request) -> Embeddings:
+        """Vectors of texts, or of rows of token ids."""
+        model, _ = service.ready()
+        inputs: Any = asked.input
+        if isinstance(inputs, str) or isinstance(inputs[0], int):
+            inputs = [inputs]
+        prompt = model.prompt(asked.role)
+        given = [Given(each if isinstance(each, str) else tuple(each), prompt) for each in inputs]
+        answers = await service.embed(request, given, asked.dimensions)
+        tokens = sum(answer.tokens for answer in answers)
+        data = [
+            Embedding(index=number, embedding=written(answer.vector, asked.encoding_format))
+            for number, answer in enumerate(answers)
+        ]
+        cut = sum(answer.cut for answer in answers)
+        usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
+        return Embeddings(data=data, model=model.name, usage=usage, truncated=cut)
+
+    @app.get("/v1/models")
+    async def models() -> Models:
+        """The model that is served."""
+        model, _ = service.ready()
+        return Models(data=[ModelCard(id=model.name, created=service.started)])
+
+
+def _inference(app: FastAPI, service: Service) -> None:
+    @app.post("/embed")
+    async def embed(asked: EmbedRequest, request: Request) -> list[list[float]]:
+        """Vectors of texts, as text-embeddings-inference gives them."""
+        model, _ = service.ready()
+        if asked.prompt_name is not None and asked.prompt_name not in model.prompts:
+            known = ", ".join(model.prompts) or "none"
+            raise HTTPException(422, f"prompt_name: the model has no {asked.prompt_name!r}; it has {known}")
+        prompt = model.prompts[asked.prompt_name] if asked.prompt_name is not None else model.prompt("text")
+        texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
+        answers = await service.embed(request, [Given(text, prompt) for text in texts], asked.dimensions)
+        if asked.truncate is False and any(answer.cut for answer in answers):
+            raise HTTPException(413, f"a text is longer than the {model.max_length} tokens that the model reads")
+        vectors = [answer.vector for answer in answers]
+        if asked.normalize and not model.normalised:
+            vectors = [shortened(vector, len(vector), True) for vector in vectors]
+        return [vector.astype(np.float64).tolist() for vector in vectors]
+
+    @app.get("/info")
+    async def info() -> Info:
+        """What is served."""
+        model, batcher = service.ready()
+        return Info(model_id=model.name, model_sha=model.sha256, model_dtype=model.precision,
+                    max_input_length=model.max_length, max_batch_tokens=batcher.limits.batch_tokens,
+                    max_client_batch_size=INPUTS, version=version("embedtune"))  # fmt: skip
+
+
+def _health(app: FastAPI, service: Service) -> None:
+    @app.get("/livez", response_class=PlainTextResponse)
+    async def livez() -> str:
+        """The process answers."""
+        return "ok"
+
+    @app.get("/readyz", response_class=PlainTextResponse)
+    @app.get("/health", response_class=PlainTextResponse)
+    async def readyz() -> str:
+        """The model answers: it did a moment ago, or it does now."""
+        _, batcher = service.ready()
+        if time.monotonic() - batcher.worked > IDLE:
+            try:
+                await asyncio.wait_for(batcher.ask([Given("ready?")]), IDLE)
+            except Busy:
+                pass  # it works, on others' texts
+            except (Late, TimeoutError) as error:
+                raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
+        return "ok"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters for Prometheus."""
+        found, batcher = service.metrics, service.batcher
+        found.up.set(batcher is not None and batcher.alive and not service.draining)
+        if batcher is not None:
+            found.queue_tokens.set(batcher.waiting)
+            found.queue_texts.set(batcher.items)
+            found.rate.set(batcher.rate)
+        return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _errors(app: FastAPI) -> None:
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        body = error_body(str(error.detail), kind_of(error.status_code))
+        return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms the one that fits best
+        where = ".".join(str(part) for part in first["loc"][1:2])
+        message = f"{where}: {first['msg']}" if where else str(first["msg"])
+        return JSONResponse(error_body(message, kind_of(422), where or None), 422)
+
+    @app.exception_handler(UserError)
+    async def mistaken(request: Request, error: UserError) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind_of(422)), 422)

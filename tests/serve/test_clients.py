@@ -1,0 +1,103 @@
+"""The official clients, over a real socket."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+uvicorn = pytest.importorskip("uvicorn")
+
+from serving import FakeModel  # noqa: E402
+
+from embedtune.serve.app import Service, make_app  # noqa: E402
+from embedtune.serve.batcher import Limits  # noqa: E402
+from embedtune.serve.guard import Guard  # noqa: E402
+
+TEXTS = ["a text", "another one", "a text"]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return made.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address():
+    port = free_port()
+    service = Service(lambda: (FakeModel(), ()), Limits())
+    server = uvicorn.Server(
+        uvicorn.Config(Guard(make_app(service), "secret-key"), "127.0.0.1", port, log_level="error")
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while service.batcher is None:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_openais_client(address):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret-key", max_retries=0)
+    packed = client.embeddings.create(model="any", input=TEXTS)  # this client asks for base64
+    plain = client.embeddings.create(model="any", input=TEXTS, encoding_format="float", dimensions=4)
+    vectors = np.array([row.embedding for row in packed.data])
+    assert vectors.shape == (3, 8) and np.allclose(vectors[0], vectors[2]) and packed.usage.prompt_tokens == 12
+    short = vectors[:, :4] / np.linalg.norm(vectors[:, :4], axis=1, keepdims=True)
+    assert np.allclose([row.embedding for row in plain.data], short, atol=1e-6)
+    assert len(client.embeddings.create(model="any", input=[[1, 2], [3]]).data) == 2
+    assert [model.id for model in client.models.list()] == ["fake"]
+    with pytest.raises(openai.UnprocessableEntityError) as wrong:
+        client.embeddings.create(model="any", input=[""])
+    assert "at least 1 character" in wrong.value.body["message"]
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_huggingface_hubs_client(address, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)  # it calls its own address offline
+    client = hub.InferenceClient(model=f"{address}/embed", token="secret-key")
+    found = client.feature_extraction("a text")
+    assert np.asarray(found).shape == (1, 8)
+    assert np.asarray(client.feature_extraction("a text", normalize=True, truncate=True)).shape == (1, 8)
+
+
+def ask(url, key=None):
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return answer.status, answer.read()
+
+
+def test_the_command_serves_answers_and_stops_on_a_signal(tiny_model, tmp_path):
+    port, key = free_port(), "a-secret-key"
+    words = ["serve", str(tiny_model("bert")), "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from embedtune.cli import main; main()", *words],
+        env={**os.environ, "EMBEDTUNE_API_KEY": key}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for _ in range(1200):
+            try:
+                assert ask(f"http://127.0.0.1:{port}/readyz", key)[0] == 200
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert server.poll() is None, server.stderr.read()
+                time.sleep(0.1)
+        assert ask(f"http://127.0.0.1:{port}/livez")[0] == 200
+        with pytest.raises(urllib.error.HTTPError):
+            ask(f"http://127.0.0.1:{port}/metrics")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        out, said = server.communicate(timeout=60)
+    assert server.returncode in (0, 143) and "Traceback" not in said and key not in said + out
