@@ -178,6 +178,8 @@ def test_values_reach_the_part_of_the_recipe_that_has_them():
     assert name == "weights" and [recipe.weights for _, recipe in made] == ["none", "balanced"]
     _, made = trials.parse(Classify(train="x"), "schedule=cosine,linear")
     assert [recipe.loop.schedule for _, recipe in made] == ["cosine", "linear"] and made[0][1].loop.epochs == 3
+    _, made = trials.parse(Classify(train="x"), "layer_decay=0.8,1")
+    assert [recipe.loop.layer_decay for _, recipe in made] == [0.8, 1.0]
 
 
 def test_tensorboard_shows_what_the_log_says(place, tiny_model, tmp_path):

@@ -53,6 +53,8 @@ class Loop:
     warmup: float = 0.05
     # AdamW's weight decay (none on biases and norms).
     weight_decay: float = 0.01
+    # Each layer learns so many times as fast as the one above it, the embeddings slowest; 1: all at one rate.
+    layer_decay: float = 1.0
     # Gradients are scaled down to this norm.
     clip: float = 1.0
     # Score the dev rows every so many steps (derived: about ten times a run).
