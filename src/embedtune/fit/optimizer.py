@@ -47,7 +47,7 @@ class Optimizer:
             kind = HEAD if name in in_head else BODY
             groups.setdefault((kind, decay, scales.get(name, 1.0)), []).append(master)
         self.adam = torch.optim.AdamW(
-            [{"params": p, "kind": k, "weight_decay": decay, "scale": scale} for (k, decay, scale), p in groups.items()],
+            [{"params": p, "kind": k, "weight_decay": d, "scale": scale} for (k, d, scale), p in groups.items()],
             lr=0.0,
             betas=(0.9, 0.999),
             eps=1e-8,
