@@ -7,7 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
+from sklearn.metrics import f1_score
 from transformers import pipeline
 
 from conftest import corpus
@@ -121,7 +124,7 @@ def test_scores_are_spread_over_the_parts():
 def test_rows_that_say_something_else_of_the_same_text_are_counted():
     rows = rows_of("labelled", 100)
     found = parts_of([*rows, {**rows[0], "label": "bad"}, rows[1]])
-    assert any("2 rows left out: they repeat an earlier one; 1 with another label" in r for r in found.remarks)
+    assert any("2 rows left out: they repeat an earlier one; 1 of them have another label" in r for r in found.remarks)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +195,14 @@ def test_the_test_scores_are_those_that_judge_gives(place, monkeypatch):
     assert ended.story["model"] == "tuned" and rows == pytest.approx(judged, abs=1e-6)
 
 
-def verdicts(monkeypatch, *changes):
-    """Let the comparisons with the probe and with the start come out as told, again and again."""
-    found = [compare.Difference(value, low, high, 24, 24, 0.01) for value, low, high in changes]
-    given = iter(found * 100)
-    monkeypatch.setattr(compare, "paired", lambda *args, **more: next(given))
+def verdicts(monkeypatch, probe, start):
+    """Let the comparisons with the probe and with the start come out as told."""
+    told = {"linear probe": probe, "start": start}
+
+    def found(a, b, measure, **more):
+        return compare.Difference(*told.get(a.model, probe), 24, 24, 0.01)
+
+    monkeypatch.setattr(compare, "paired", found)
 
 
 WON, LOST, SAME = (0.02, 0.01, 0.03), (-0.02, -0.03, -0.01), (0.0, -0.01, 0.01)
@@ -216,33 +222,31 @@ def test_what_is_kept_follows_the_verdict(place, monkeypatch, probe, start, word
     assert untouched == (keeps == "base")
 
 
-def test_a_tuning_that_hurts_is_not_shipped(place, capsys):
-    """Planted: the rows to choose on were seen in training by a model that has been made blind since."""
-    data = write(place / "labelled.jsonl", rows_of("labelled", 200))
-    inner = tune.finetune
+def test_a_tuning_that_hurts_is_not_shipped(place, monkeypatch):
+    """Planted: a model that says the opposite of what it has learned, after it was chosen on dev."""
+    inner, judged, kept = tune.finetune, run_labels._judge, {}
 
     def hurt(recipe, out, **more):
         done = inner(recipe, out, **more)
-        from safetensors.torch import save_file
-
         path = done.folder / "model.safetensors"
-        tensors = {
-            name: -tensor if name.startswith("classifier") else tensor for name, tensor in load_file(path).items()
-        }
-        save_file(tensors, path, metadata={"format": "pt"})
+        turned = {n: -tensor if n.startswith("classifier") else tensor for n, tensor in load_torch(path).items()}
+        save_file(turned, path, metadata={"format": "pt"})
         return done
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "finetune", hurt)
-        argv = ["run", str(data), "--model", "model", "--out", "out", "--max-steps", "4", "--precision", "fp32"]
-        assert cli.run(argv) == 3
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("REGRESSION") and "the untuned encoder is kept" in last
+    monkeypatch.setattr(tune, "finetune", hurt)
+    monkeypatch.setattr(run_labels, "_judge", lambda recipe, found, *more: (
+        kept.update(test=found.test), judged(recipe, found, *more))[1])  # fmt: skip
+    rows = rows_of("labelled", 300)
+    ended = story_of.run(Run(data=rows, model="model", loop=LOOP), place / "out")
+    sentence = ended.story["verdict"]["sentence"]
+    assert ended.code == 3 and sentence.startswith("REGRESSION") and "the untuned encoder is kept" in sentence
     base, out = weights(place / "model"), weights(place / "out")
     assert all(np.array_equal(base[name], out[name]) for name in base if name in out)
     predict = pipeline("text-classification", model=str(place / "out"), device="cpu")
-    right = [predict(row["text"])[0]["label"] == row["label"] for row in rows_of("labelled", 40, seed=9)]
-    assert np.mean(right) > 0.7, "its head still tells the classes apart"
+    said = [predict(row["text"])[0]["label"] for row in kept["test"]]
+    scores = {each["name"]: each["value"] for each in ended.story["models"]}
+    assert f1_score([row["label"] for row in kept["test"]], said, average="macro") == pytest.approx(scores["start"])
+    assert scores["start"] > scores["tuned"] + 0.1
 
 
 @pytest.mark.parametrize("stage", ["finetune", "judge"])
@@ -279,7 +283,7 @@ def test_csv_and_conll_by_name(place):
     with (place / "r.tsv").open("w", newline="") as file:
         writer = csv.writer(file, delimiter="\t")
         writer.writerows([["review", "stars"], *([row["text"], n % 2] for n, row in enumerate(rows_of("labelled")))])
-    found = divide_labels(Run(data="r.tsv"), "labelled", silent)
+    found = divide_labels(Run(data="r.tsv", columns="label=stars"), "labelled", silent)
     assert found.task == "classify" and set(found.train[0]) == {"text", "label"}
     lines = ["\n".join(f"{w}\t{t}" for w, t in zip(row["tokens"], row["tags"])) for row in rows_of("tagged")]
     (place / "n.conll").write_text("\n\n".join(lines) + "\n")

@@ -116,9 +116,9 @@ def _read(recipe: Run, kind: LabelKind, columns: dict[str, str], counts: Counts)
     return rows, remarks
 
 
-def _distinct(rows: Sequence[Row]) -> tuple[list[Row], int, int]:
+def _distinct(rows: Sequence[Any]) -> tuple[list[Any], int, int]:
     """The first of all rows with a text, how many repeat one, and how many of those say something else of it."""
-    kept: dict[int, Row] = {}
+    kept: dict[int, Any] = {}
     contrary = 0
     for row in rows:
         first = kept.setdefault(text_hash(_text(row)), row)
@@ -161,7 +161,7 @@ def _apart(texts: Sequence[str], strata: np.ndarray, shares: tuple[float, float]
         part, edges = stratified(strata, groups, shares, seed), []
         for number in (1, 2):
             here, there = np.flatnonzero(part == number), np.flatnonzero(part < number)
-            found = leaks([texts[row] for row in there], [texts[row] for row in here])
+            found = leaks([texts[row] for row in there.tolist()], [texts[row] for row in here.tolist()])
             edges.append(np.stack([here[found.rows], there[found.where]], axis=1))
         if not len(both := np.concatenate(edges)):
             return part
