@@ -85,7 +85,8 @@ def scifact(args: argparse.Namespace) -> None:
     data, models = read_beir(folder, "dev"), []
     train, dev = hard_dev(mined, data, args)
     for seed in args.seeds:
-        loop = Loop(seed=seed, epochs=args.epochs, batch=args.batch, lr=args.lr, eval_steps=args.eval_steps)
+        loop = Loop(seed=seed, epochs=args.epochs, batch=args.batch, lr=args.lr, eval_steps=args.eval_steps,
+                    measure=args.measure)  # fmt: skip
         ranking = Ranking(guide="base", scale=args.scale)
         recipe = Contrastive(train=train, dev=dev, ranking=ranking, loop=loop, merge="auto",
                              train_length=args.train_length, dev_rows=args.dev_rows,
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=20.0)
     parser.add_argument("--eval-steps", type=int)
     parser.add_argument("--train-length", type=int)
+    parser.add_argument("--measure", help="scifact: what the best step is chosen by (default nDCG@10)")
     parser.add_argument("--dev-rows", type=int, default=80)
     parser.add_argument("--most-pairs", type=int, default=3000)
     parser.add_argument("--real-corpus", type=int, default=1500, help="text: texts that the real queries search")

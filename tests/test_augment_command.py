@@ -59,6 +59,19 @@ def test_json_and_seeds(call, tmp_path):
     assert all(json.loads(line)["augmented"] for line in c.splitlines())
 
 
+def test_counterfactuals_are_made_of_training_rows_alone(call, tmp_path):
+    rows = [("She met her brother", "train"), ("He met his sister", "train"), ("He sleeps", "test"), ("Rain", "train")]
+    lines = [json.dumps({"text": text, "label": "x", "split": split}) + "\n" for text, split in rows]
+    (tmp_path / "people.jsonl").write_text("".join([*lines, json.dumps({"text": "John ran", "label": "y"}) + "\n"]))
+    out, _ = call("people.jsonl", "--out", "a.jsonl", "--kinds", "counterfactual", "--copies", "1", "--json")
+    told = json.loads(out)["kinds"]["counterfactual"]
+    # Each of the first two is the other's counterfactual: it is there already.
+    assert told["asked"] == 4 and told["made"] == 1
+    assert told["refused"] == {"no gendered word or name": 1, "repeats a row of the file": 2}
+    new = [row for row in map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines()) if row["augmented"]]
+    assert [(row["source_row"], row["label"], row["text"].split()[1]) for row in new] == [(5, "y", "ran")]
+
+
 def test_kinds_by_models_and_the_guard(call, tiny_model, tmp_path):
     flags = ["--kinds", "contextual", "swap", "--model", tiny_model("bert")]
     out, _ = call("train.jsonl", "--out", "a.parquet", *flags)

@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import Any
 
 from embedtune import __version__
-from embedtune.commands import augment, data, fit, judge, predict, refine, whole
+from embedtune.commands import augment, bias, data, fit, judge, predict, refine, whole
 from embedtune.commands.shape import Command
 from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
     **whole.COMMANDS, **data.COMMANDS, **augment.COMMANDS, **fit.COMMANDS, **judge.COMMANDS, **predict.COMMANDS,
-    **refine.COMMANDS,
+    **refine.COMMANDS, **bias.COMMANDS,
 }  # fmt: skip
 
 

@@ -252,15 +252,16 @@ def test_the_folder_tells_what_ran_against_which_baselines(fit):
     assert fit("tag", out="t").scores["baselines"].keys() == {"most common tag", "linear probe"}
 
 
-def test_a_frozen_encoder_keeps_its_weights_and_lora_changes_few(fit, tiny_model):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_frozen_encoder_keeps_its_weights_and_lora_changes_few(fit, tiny_model, precision):
     from safetensors.torch import load_file
 
     before = load_file(tiny_model("bert") / "model.safetensors")
-    frozen = load_file(fit("classify", out="frozen", freeze=True).folder / "model.safetensors")
+    frozen = load_file(fit("classify", out="frozen", freeze=True, precision=precision).folder / "model.safetensors")
     inside = [name for name in before if name.startswith("bert.") and "pooler" not in name]
     assert len(inside) > 20 and all(torch.equal(before[name], frozen[name]) for name in inside)
     pytest.importorskip("peft")
-    ran = fit("classify", out="lora", lora=2, epochs=3)
+    ran = fit("classify", out="lora", lora=2, epochs=3, precision=precision)
     adapted = load_file(ran.folder / "model.safetensors")
     assert set(adapted) == set(frozen)
     changed = [name for name in inside if not torch.equal(before[name], adapted[name])]

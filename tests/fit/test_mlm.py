@@ -9,10 +9,11 @@ from conftest import corpus
 from embedtune.data.read import read_texts
 from embedtune.data.tokens import tokenize
 from embedtune.encoder import load, varlen
+from embedtune.encoder.heads import only_rows
 from embedtune.encoder.vocabulary import continuations
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedDropout, KeyedNoise, key_dropout
-from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker, only_rows
+from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
 
 VOCABULARY = 1000
 SPECIAL = np.isin(np.arange(VOCABULARY), [0, 1, 2, 3, 4])

@@ -36,7 +36,8 @@ class Augment:
     data: str
     # Where to write the rows and the new ones: .jsonl, .csv, .tsv or .parquet.
     out: str
-    # How texts change: swap, deletion, crop, characters, synonyms, contextual, back-translation, paraphrase, llm.
+    # How texts change: swap, deletion, crop, characters, synonyms, counterfactual, contextual, back-translation,
+    # paraphrase, llm.
     kinds: tuple[str, ...] = ("swap", "deletion")
     # New rows of each kind that a row gives at most.
     copies: int = 2

@@ -93,15 +93,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs out of raw text: by spans of each document, or by questions that a model you name writes."""
+    """Pairs out of raw text, by spans of each document or questions of a model you name; or out of labelled texts."""
 
     # The text: .txt (one text a line, a blank line between documents), or any file with a text column.
     data: str
     # Where to write the pairs (.jsonl).
     out: str = "pairs.jsonl"
-    # How pairs are made: crop, cloze, title, lead, next; or questions.
+    # How pairs are made: crop, cloze, title, lead, next; questions; or labels (text, label in; scored pairs out).
     generators: tuple[str, ...] = ("crop", "cloze")
-    # Pairs of each kind that a document gives at most.
+    # Pairs of each kind that a document gives at most; for labels, of each score that a text gives.
     per_document: int = 4
     # Fewest words of an anchor.
     min_words: int = 5
@@ -209,6 +209,8 @@ def pairs(command: Pairs, talk: Talk) -> Output:
     from embedtune.enrich.spans import pairs_of, write_pairs
 
     refuse_existing(command.out, command.force)
+    if "labels" in command.generators:
+        return _of_labels(command)
     read, made = Counts(), Counts()
     columns = parse_columns(command.columns)
     rows = read_texts(command.data, columns=columns, bad_rows=command.bad_rows, counts=read)
@@ -223,6 +225,26 @@ def pairs(command: Pairs, talk: Talk) -> Output:
     lines = [f"{command.out}: {many:,} pairs from {read.used:,} rows", *lines, *_refusals(made), *read.notes]
     lines += [f"{n:,} rows left out: {reason}" for reason, n in read.rejected.items() if reason != "blank"]
     return Output(lines, {"file": command.out, "pairs": many, "rows": read.used, "none": made.rejected})
+
+
+def _of_labels(command: Pairs) -> Output:
+    """Scored pairs: texts of one class, and of two."""
+    from embedtune.data.columns import parse_columns
+    from embedtune.data.labels import read_labelled
+    from embedtune.data.read import Counts
+    from embedtune.enrich.classes import class_pairs
+    from embedtune.enrich.write import write_rows
+
+    if len(command.generators) > 1:
+        raise UserError("pairs of labels are made alone, not with other generators", where="--generators")
+    read, made = Counts(), Counts()
+    rows = list(read_labelled(command.data, columns=parse_columns(command.columns), bad_rows=command.bad_rows,
+                              counts=read))  # fmt: skip
+    many = write_rows(Path(command.out), class_pairs(rows, command.per_document, command.seed, made), made)
+    lines = [f"{command.out}: {many:,} scored pairs from {len(rows):,} labelled texts", *_refusals(made), *read.notes]
+    lines += [f"{n:,} rows left out: {reason}" for reason, n in read.rejected.items() if reason != "blank"]
+    lines.append(f"next: embedtune fit scored {command.out} --loss CosineSimilarityLoss, then fit classify --model")
+    return Output(lines, {"file": command.out, "pairs": many, "rows": len(rows), "none": made.rejected})
 
 
 def _questions(command: Pairs, found: Any, made: Any, talk: Talk) -> tuple[int, list[str]]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from embedtune import keyed
 from embedtune.data.clean import text_hash
+from embedtune.data.counterfactual import counterfactual, like
 from embedtune.errors import UserError, did_you_mean
 
 Change = Callable[[str, int, float], str | None]
@@ -24,7 +25,10 @@ Maker = Callable[[Sequence[str]], list["Made"]]
 Span = tuple[int, int]
 
 # A kind's place here is a part of its keys: new ones go to the end.
-KINDS = ("swap", "deletion", "crop", "characters", "synonyms", "contextual", "back-translation", "paraphrase", "llm")
+KINDS = (
+    *("swap", "deletion", "crop", "characters", "synonyms", "contextual", "back-translation", "paraphrase", "llm"),
+    "counterfactual",
+)
 # Why a kind gives nothing for a text, however often it is asked.
 NOTHING = {
     "swap": "no two words that differ",
@@ -35,6 +39,7 @@ NOTHING = {
     "contextual": "no word that can be masked",
     "back-translation": "longer than the models read",
     "paraphrase": "longer than the model reads",
+    "counterfactual": "no gendered word or name",
 }
 SAME = "nothing new came out"
 TRIES = 4  # more draws than copies, for a text whose draws came out alike
@@ -157,6 +162,11 @@ def synonyms(text: str, key: int, rate: float, lexicon: Lexicon) -> str | None:
     return _by_word(text, key, rate, other)
 
 
+def other_gender(text: str, key: int, rate: float) -> str | None:
+    """All gendered words and names swapped (a half of them would make no sense); the key chooses the new names."""
+    return counterfactual(text, shift=key)
+
+
 def wordnet() -> Lexicon:
     """Synonyms by WordNet: those of a word's most frequent sense, for words in their base form.
 
@@ -199,13 +209,6 @@ def _of_best_sense(reader: Any, word: str) -> list[str]:
     return [name.replace("_", " ") for name in best.lemma_names() if name.islower() and name != word]
 
 
-def like(word: str, new: str) -> str:
-    """`new` in capitals where `word` is, or with a capital first letter where `word` has one."""
-    if len(word) > 1 and word.isupper():
-        return new.upper()
-    return new[:1].upper() + new[1:] if word[:1].isupper() else new
-
-
 def core_spans(text: str) -> list[Span]:
     """For each word where it begins and ends without the marks around it; (n, n) for one that is marks alone."""
     found = ((first, CORE.search(text, first, last)) for first, last in _spans(text))
@@ -229,7 +232,13 @@ def replaced(text: str, at: Sequence[Span], new: Mapping[int, str]) -> str:
 
 def word_makers(how: Augmenting, lexicon: Lexicon | None = None) -> dict[str, Maker]:
     """Makers of the kinds that work on words and characters; synonyms come from `lexicon`, or WordNet."""
-    changes: dict[str, Change] = {"swap": swap, "deletion": deletion, "crop": crop, "characters": characters}
+    changes: dict[str, Change] = {
+        "swap": swap,
+        "deletion": deletion,
+        "crop": crop,
+        "characters": characters,
+        "counterfactual": other_gender,
+    }
     if "synonyms" in how.kinds:
         known = lexicon or wordnet()
         changes["synonyms"] = lambda text, key, rate: synonyms(text, key, rate, known)

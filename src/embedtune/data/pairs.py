@@ -16,6 +16,7 @@ from embedtune.data.lines import Problem
 from embedtune.data.named import Named, Wrong, finite, name_of, named, refuse, unusable, usable
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_rows
 from embedtune.data.retrieval import is_beir, read_beir
+from embedtune.data.votes import votes_as_pairs
 
 # The first name of each is ours; the rest is how others call it.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -73,13 +74,15 @@ def read_pairs(
 
     A cell with a list of positives gives a pair each; negatives may be any number of columns (negative,
     negative_1, ...) or a list. With bad_rows="fail" the rows that cannot be used are named together in one UserError
-    after the last row; "skip" and "replace" leave them out and count them.
+    after the last row; "skip" and "replace" leave them out and count them. A file of votes on search results, as
+    `embedtune serve` writes it, gives the pairs of data/votes.py.
     """
     tally = counts if counts is not None else Counts()
     if isinstance(data, (str, Path)) and is_beir(data):
         yield from _beir_pairs(data, split, bad_rows, tally)
         return
-    found = named(read_rows(data, bad_rows=bad_rows, counts=tally), PAIRED, ("anchor", "positive"), columns, tally)
+    rows = votes_as_pairs(read_rows(data, bad_rows=bad_rows, counts=tally), tally)
+    found = named(rows, PAIRED, ("anchor", "positive"), columns, tally)
     for pairs in usable(_pairs(found), name_of(data), bad_rows, tally):
         yield from pairs
 

@@ -251,3 +251,19 @@ def add_lora(loaded: Loaded, rank: int, seed: int) -> int:
 def save_head(loaded: Loaded, folder: Path) -> None:
     """Write a folder that transformers' Auto classes and pipelines open as it is, and sentence-transformers too."""
     load.save(loaded, folder, merged(loaded.model))
+
+
+@contextmanager
+def only_rows(backbone: torch.nn.Module, index: Tensor) -> Iterator[None]:
+    """While this holds, `backbone` hands on only the hidden states at `index` ((m,) into its flattened positions)."""
+
+    def gather(module: torch.nn.Module, args: tuple, output: Any) -> Any:
+        hidden = output.last_hidden_state
+        output["last_hidden_state"] = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)[None]
+        return output
+
+    handle = backbone.register_forward_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from embedtune import keyed
-from embedtune.data.augment import Augmenting, Made, Maker, Span, chosen, core_spans, like, maker, replaced
+from embedtune.data.augment import Augmenting, Made, Maker, Span, chosen, core_spans, maker, replaced
 from embedtune.data.clean import text_hash
+from embedtune.data.counterfactual import like
 from embedtune.encoder import load
 from embedtune.encoder.calls import Note
 from embedtune.encoder.device import pick_device

@@ -32,7 +32,12 @@ class Optimizer:
         `layer_decay`: see `layer_scales`; at 1 all layers learn at one rate.
         """
         names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        inside = {id(p) for p in bf16.parameters()} if bf16 is not None else set()
+        computing = list(bf16.parameters()) if bf16 is not None else []
+        inside = {id(p) for p in computing}
+        # What is frozen computes in bf16 too, or the layers would not fit together; its float32 values are kept.
+        self.frozen = [(p, p.data) for p in computing if not p.requires_grad and p.is_floating_point()]
+        for parameter, _ in self.frozen:
+            parameter.data = parameter.data.to(torch.bfloat16)
         self.working = {name: p for name, p in names.items() if id(p) in inside}
         self.masters = {n: nn.Parameter(p.detach().clone()) if n in self.working else p for n, p in names.items()}
         for name, parameter in self.working.items():
@@ -124,6 +129,8 @@ class Optimizer:
         """Give the model its float32 masters, for saving."""
         for name, parameter in self.working.items():
             parameter.data = self.masters[name].detach()
+        for parameter, kept in self.frozen:
+            parameter.data = kept
 
 
 def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:

@@ -6,8 +6,6 @@ architecture does a seventh of the work, packed or padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from embedtune import keyed
 from embedtune.data.split import RUN
 from embedtune.data.tokens import Tokens
 from embedtune.encoder import load
+from embedtune.encoder.heads import only_rows
 from embedtune.encoder.load import Loaded
 from embedtune.encoder.vocabulary import continuations
 from embedtune.fit import order
@@ -235,19 +234,3 @@ class MaskedLanguageModel:
     def save(self, folder: Path) -> None:
         """Write the standard folder."""
         load.save(self.loaded, folder)
-
-
-@contextmanager
-def only_rows(backbone: torch.nn.Module, index: Tensor) -> Iterator[None]:
-    """While this holds, `backbone` hands on only the hidden states at `index` ((m,) into its flattened positions)."""
-
-    def gather(module: torch.nn.Module, args: tuple, output: Any) -> Any:
-        hidden = output.last_hidden_state
-        output["last_hidden_state"] = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)[None]
-        return output
-
-    handle = backbone.register_forward_hook(gather)
-    try:
-        yield
-    finally:
-        handle.remove()
