@@ -187,7 +187,7 @@ def _pictures(report: Any, dev: Any) -> dict[str, Any]:
 
 def _changed(task: str, dev: Any, rows: Sequence[dict[str, Any]], before: Any, after: Any) -> dict[str, Any]:
     """The rows that the tuned model gains or loses most on, against the probe."""
-    shown, gains = (_tags if task == "tag" else _scores if task == "regress" else _labels)(dev, before, after)
+    shown, gains = (_tags if task == "tag" else _scores if task == "regress" else _labels)(dev, rows, before, after)
     order = np.argsort(-gains, kind="stable")
     sides = {"better": order[:EXAMPLES], "worse": order[::-1][:EXAMPLES]}
     return {
@@ -204,7 +204,7 @@ def _text(row: dict[str, Any]) -> str:
 Shown = tuple[Callable[[int], dict[str, str]], np.ndarray]  # what to show of a row, and the gain of each
 
 
-def _labels(dev: Any, before: np.ndarray, after: np.ndarray) -> Shown:
+def _labels(dev: Any, rows: Sequence[dict[str, Any]], before: np.ndarray, after: np.ndarray) -> Shown:
     """Rows whose answer became right or wrong, by the probability of what is right."""
     right = dev.gold if dev.multi else np.eye(len(dev.classes), dtype=int)[dev.gold]
     chance = [
@@ -224,7 +224,7 @@ def _labels(dev: Any, before: np.ndarray, after: np.ndarray) -> Shown:
     return shown, np.where(turned, chance[1] - chance[0], 0.0)
 
 
-def _scores(dev: Any, before: np.ndarray, after: np.ndarray) -> Shown:
+def _scores(dev: Any, rows: Sequence[dict[str, Any]], before: np.ndarray, after: np.ndarray) -> Shown:
     gains = np.abs(before - dev.gold) - np.abs(after - dev.gold)
     return lambda row: {
         "right": f"{dev.gold[row]:g}",
@@ -233,7 +233,7 @@ def _scores(dev: Any, before: np.ndarray, after: np.ndarray) -> Shown:
     }, gains
 
 
-def _tags(dev: Any, before: list[np.ndarray], after: list[np.ndarray]) -> Shown:
+def _tags(dev: Any, rows: Sequence[dict[str, Any]], before: list[np.ndarray], after: list[np.ndarray]) -> Shown:
     """Sentences by how many entities fewer are missed or made up."""
     from embedtune.data.tags import spans
 
@@ -241,10 +241,13 @@ def _tags(dev: Any, before: list[np.ndarray], after: list[np.ndarray]) -> Shown:
     gold, *told = [[set(spans(row)) for row in side] for side in (dev.gold, *tags)]
     wrong = [np.array([len(a ^ b) for a, b in zip(gold, side)]) for side in told]
 
-    def words(found: set[tuple[str, int, int]]) -> str:
-        return ", ".join(f"{kind} (words {a + 1} to {b})" if b - a > 1 else f"{kind} (word {b})"
-                         for kind, a, b in sorted(found, key=lambda s: s[1])) or "none"  # fmt: skip
+    def words(row: int, found: set[tuple[str, int, int]]) -> str:
+        tokens = rows[row]["tokens"]
+        said = [f"{' '.join(tokens[a:b])} ({kind})" for kind, a, b in sorted(found, key=lambda span: span[1])]
+        return ", ".join(said) or "none"
 
-    return lambda row: {"right": words(gold[row]), "base": words(told[0][row]), "tuned": words(told[1][row])}, (
-        wrong[0] - wrong[1]
-    ).astype(float)
+    def shown(row: int) -> dict[str, str]:
+        named = {"right": gold, "base": told[0], "tuned": told[1]}
+        return {name: words(row, side[row]) for name, side in named.items()}
+
+    return shown, (wrong[0] - wrong[1]).astype(float)
