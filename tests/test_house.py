@@ -67,6 +67,9 @@ WRITERS = {
     "data/shingles.py: self.scratch.write": "that same scratch space",
     "enrich/write.py: out.write": "a file that files.growing opened and renames",
     "enrich/mine.py: vectors.write": "a file that files.growing opened, in a folder of temporary files",
+    "refine/cached.py: x_file.write": "a file that files.growing opened, in a folder of temporary files",
+    "refine/cached.py: tokens_file.write": "another one of these",
+    "refine/cached.py: z_file.write": "another one of these",
     "plots.py: figure.savefig": "into a buffer in memory",
 }
 WRITING_METHODS = {"write_text", "write_bytes", "savefig", "save_pretrained", "tofile", "to_parquet", "to_csv", "write"}

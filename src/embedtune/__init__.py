@@ -24,11 +24,13 @@ _PLACES = {
     "UserError": "embedtune.errors",
     "open_encoder": "embedtune.encoder.encode",
     "remove_length_direction": "embedtune.refine.length",
+    "Eraser": "embedtune.refine.sidecar",
 }
 __all__ = [
     "MLM",
     "Classify",
     "Contrastive",
+    "Eraser",
     "Finished",
     "Loop",
     "Ranking",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from embedtune import recipes
 from embedtune.commands.shape import Command, Output, Talk, models_first
+from embedtune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,76 @@ class Length:
     rows: int | None = None
     # Arithmetic of the model.
     precision: recipes.Precision = "fp32"
+    # Erase the token count and all smooth functions of its logarithm, into a new model folder.
+    erase: bool = False
+    # Folder of the model without length, with --erase.
+    out: str | None = None
+    # Replace a finished folder of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Erase:
+    """A new model whose output has no linear read-out of a concept: one affine map, as a stock module."""
+
+    # The model: a folder or a name.
+    model: str
+    # Texts with the concept in a column: a file or folder, larger than memory if need be.
+    data: str
+    # Folder of the new model.
+    out: str
+    # Columns to be erased; all of them go together, by one map.
+    concept: tuple[str, ...] = ()
+    # What the columns hold: scalar, ordinal, category, multilabel or function; or of each: age=function,topic=category.
+    kind: str | None = None
+    # Erase the length of the text too.
+    also: Literal["length"] | None = None
+    # A column whose covariance with the vectors is to stay.
+    preserve: str | None = None
+    # The map (derived: sphere where the output is normalised, leace elsewhere; the others are there to compare with).
+    method: Literal["sphere", "leace", "orthogonal", "inlp", "direction"] | None = None
+    # How far to go: 0 leaves all, 1 nothing.
+    strength: float = 1.0
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Fit on the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the model.
+    precision: recipes.Precision = "fp32"
+    # Replace a finished folder of that name.
+    force: bool = False
+    # Print the result as JSON.
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """A new model with fewer dimensions, or whitened ones, by one map folded into it; with figures of isotropy."""
+
+    # The model: a folder or a name.
+    model: str
+    # The text to fit on.
+    data: str
+    # Dimensions to keep.
+    to: int
+    # Folder of the new model.
+    out: str
+    # pca keeps dot products best; whiten evens out variances; top drops mean and leading components; truncate cuts.
+    method: Literal["pca", "whiten", "truncate", "top"] = "pca"
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Fit on the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the model.
+    precision: recipes.Precision = "fp32"
+    # Replace a finished folder of that name.
+    force: bool = False
     # Print the result as JSON.
     json: bool = False
 
@@ -61,8 +133,38 @@ def merge(command: Merge, talk: Talk) -> Output:
     return Output(lines, {**vars(found), "folder": str(found.folder)})
 
 
+def erase(command: Erase, talk: Talk) -> Output:
+    """Write the model without the concepts."""
+    from embedtune.refine.erase import Erasure, Texts
+    from embedtune.refine.erase import erase as erase_concepts
+
+    wanted = Erasure(command.concept, command.kind, command.also == "length", command.preserve, command.method,
+                     command.strength)  # fmt: skip
+    texts = Texts(command.data, command.columns, command.bad_rows, command.rows)
+    erased = erase_concepts(command.model, texts, wanted, command.out, force=command.force,
+                            precision=command.precision, note=talk.note)  # fmt: skip
+    return Output(erased.lines(), erased.as_dict())
+
+
+def reduce(command: Reduce, talk: Talk) -> Output:
+    """Write the smaller model."""
+    from embedtune.refine.erase import Texts
+    from embedtune.refine.reduce import reduce as reduce_dimensions
+
+    texts = Texts(command.data, command.columns, command.bad_rows, command.rows)
+    found = reduce_dimensions(command.model, texts, command.to, command.method, command.out, force=command.force,
+                              precision=command.precision, note=talk.note)  # fmt: skip
+    figures = {"before": vars(found.before), "after": vars(found.after)}
+    return Output(found.lines(), {**vars(found), **figures, "folder": str(found.folder)})
+
+
 def length(command: Length, talk: Talk) -> Output:
-    """Measure, and add the direction to the folder."""
+    """Measure, and add the direction to the folder; or erase length into a new one."""
+    if command.erase != (command.out is not None):
+        raise UserError("--erase and --out go together: length is erased into a new folder")
+    if command.out is not None:
+        shared = {f.name: getattr(command, f.name) for f in fields(Erase) if hasattr(command, f.name)}
+        return erase(Erase(**shared, also="length"), talk)
     from embedtune.refine.measure import measure_length
 
     report = measure_length(command.model, command.data, columns=command.columns, bad_rows=command.bad_rows,
@@ -73,6 +175,16 @@ def length(command: Length, talk: Talk) -> Output:
 COMMANDS = {
     "refine merge": Command(
         "BASE TUNED --out DIR", "average a tuned model with its base", Merge, merge, None, models_first
+    ),
+    "refine erase": Command(
+        "MODEL --data FILE --concept COLUMN --out DIR",
+        "a model from whose output concepts cannot be read linearly",
+        Erase,
+        erase,
+        "--model",
+    ),
+    "refine reduce": Command(
+        "MODEL --data FILE --to DIM --out DIR", "fewer dimensions, or whitened ones", Reduce, reduce, "--model"
     ),
     "refine length": Command(
         "MODEL --data FILE", "the direction in which embeddings encode length", Length, length, "--model"

@@ -19,6 +19,7 @@ from embedtune import files
 from embedtune.errors import UserError
 from embedtune.keyed import key, uniform
 from embedtune.plots import length_plot
+from embedtune.refine.space import check_space, space_of
 from embedtune.refine.statistics import Statistics, refuse_non_finite, solve
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ NORMALISING = {
     "dividing by it can make length easier to read than it was at first",
     "normalised": "the vectors lose their norm of one; normalising again (a cosine does) brings some back",
 }
-UNIT = 5e-3  # a norm this near to one counts as one, in half precision too
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def fit_length(chunks: Iterable[Embedded], *, seed: int = 0, keep: int = 50_000)
         n_fit=fit.n,
         n_held_out=held.n,
         truncated=parts.truncated,
-        space="normalised" if max(1 - low, high - 1) < UNIT else "raw",
+        space=space_of((low, high)),
         norms=(low, high),
         predicted=tokens.intercept + tokens.scale * (x @ tokens.direction),
         true=z[:, 0],
@@ -290,7 +290,8 @@ def remove_length_direction(embeddings: Any, model_dir: Path | str) -> Any:
     if x.shape[-1] != len(b):
         what = f"embeddings have {x.shape[-1]:,} dimensions, the length direction has {len(b):,}"
         raise UserError(what, where=str(model_dir), fix="use the embeddings of this very model")
-    _check_space((x.detach().cpu().numpy() if tensor else x).reshape(-1, len(b)), eraser, str(model_dir))
+    rows = (x.detach().cpu().numpy() if tensor else x).reshape(-1, len(b))
+    check_space(rows, eraser.space, eraser.norms, str(model_dir))
     out = x - ((x - mean) @ b)[..., None] * (g / (b @ g))
     return out.to(embeddings.device, embeddings.dtype) if tensor else out.astype(array.dtype)
 
@@ -333,29 +334,6 @@ def _load(folder: Path) -> _Eraser:
             where=str(folder),
             fix=f"embedtune refine length {folder} --data FILE",
         ) from error
-
-
-def _check_space(x: np.ndarray, eraser: _Eraser, where: str) -> None:
-    """Refuse non-finite rows (n, d), and vectors whose norms cannot be those of the fitted kind."""
-    refuse_non_finite(x)
-    if not len(x):
-        return
-    norms = np.linalg.norm(x, axis=1)
-    unit = bool((np.abs(norms - 1) < UNIT).all())
-    low, high = eraser.norms
-    # One raw vector may happen to have norm one if that is a norm raw vectors have; two hardly do.
-    if eraser.space == "raw" and unit and (len(x) > 1 or not low <= 1 <= high):
-        found, wanted = "normalised", "raw"
-    # Vectors from which length was removed once are no longer of norm exactly one, but near it.
-    elif eraser.space == "normalised" and not 0.5 < np.median(norms) < 2:
-        found, wanted = "raw", "normalised"
-    else:
-        return
-    raise UserError(
-        f"the embeddings are {found}, the length direction was fitted on {wanted} ones",
-        where=where,
-        fix=f"pass {wanted} embeddings, as this model's encode() gives them",
-    )
 
 
 def _as_json(read_out: ReadOut) -> dict[str, Any]:

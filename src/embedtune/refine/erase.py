@@ -1,0 +1,234 @@
+"""`refine erase`: read texts with their concepts, embed them once, fit the map, bake it into a new model folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from embedtune.data.columns import parse_columns
+from embedtune.data.read import BadRows, Counts, DataLike, Row, read_texts
+from embedtune.errors import UserError, short_list
+from embedtune.refine.cached import cache
+from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
+from embedtune.refine.fitting import fit_map
+from embedtune.refine.sidecar import refuse_second, write_erasure
+from embedtune.refine.space import space_of
+
+Method = Literal["sphere", "leace", "orthogonal", "inlp", "direction"]
+PRESERVING = ("sphere", "leace")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the texts come from: the arguments of every reader."""
+
+    data: DataLike
+    columns: str | None = None
+    bad_rows: BadRows = "fail"
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What is to be erased, and how; all concepts are erased by one map."""
+
+    concepts: tuple[str, ...] = ()  # columns
+    kind: str | None = None  # of all columns, or of each: age=function,topic=category
+    length: bool = False  # the token count, and all smooth functions of its logarithm
+    preserve: str | None = None  # a column whose covariance is to stay
+    method: Method | None = None  # derived: sphere where the output is normalised, leace elsewhere
+    strength: float = 1.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.concepts, *([self.preserve] if self.preserve else []))
+
+    def check(self) -> None:
+        """Raise UserError for what contradicts itself."""
+        if not self.concepts and not self.length:
+            raise UserError("nothing is named that is to be erased", fix="--concept COLUMN, or --also length")
+        if twice := [name for name in set(self.columns) if self.columns.count(name) > 1]:
+            raise UserError(f"column {twice[0]!r} is named twice: it can be erased or preserved, once")
+        if self.preserve and self.method not in (None, *PRESERVING):
+            raise UserError(f"--method {self.method} cannot preserve a column", fix=f"--method {PRESERVING[1]}")
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"must lie between 0 and 1, not {self.strength:g}", where="--strength")
+
+    def kinds(self) -> dict[str, Any]:
+        """The kind that was given for each column."""
+        if self.kind is None or "=" not in self.kind:
+            return dict.fromkeys(self.columns, self.kind)
+        given = parse_columns(self.kind)
+        if strange := [name for name in given if name not in self.columns]:
+            raise UserError(f"{strange[0]!r} is neither a concept nor preserved", where="--kind")
+        return {name: given.get(name) for name in self.columns}
+
+
+@dataclass(frozen=True)
+class Erased:
+    """The baked model, and what the erasure did to the vectors it was fitted on."""
+
+    folder: Path
+    concepts: tuple[Encoding, ...]
+    method: str
+    place: str  # where the map stands in the model
+    normalised: bool  # whether a Normalize follows it
+    n: int
+    live: int  # dimensions that carry anything
+    rank: int  # dimensions that were taken away
+    r2: tuple[tuple[float, float], ...]  # of the best linear read-out of each concept, before and after
+    left: float  # the largest covariance with a standardised concept, of the model's output
+    passes: int
+    cosines: float  # how much the cosine of two texts changes, on average
+    variance: float  # share of the output's variance that is gone
+    remarks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The result in words, with what it does and does not promise."""
+        after = "the normalised output" if self.normalised else "the output"
+        out = [f"{_words(each)}: linear R2 {a:.4f} -> {b:.4f}" for each, (a, b) in zip(self.concepts, self.r2)]
+        out += [
+            f"method {self.method}: {self.rank:,} of {self.live:,} live dimensions, fitted on {self.n:,} texts"
+            + (f" in {self.passes} passes" if self.passes > 1 else ""),
+            f"largest covariance of {after} with a concept: {self.left:.1e} (in standard deviations); "
+            f"{self.variance:.1%} of the variance is gone; the cosine of two texts changes by {self.cosines:.3f}",
+            "these figures are of the fitted texts; of fresh ones a new linear probe finds about "
+            f"{min(1.0, (self.live - 1) / self.n):.2%} again ((d-1)/n)",
+            "what is not linear stays: a network may still tell the concept",
+        ]
+        return [*out, *self.remarks, f"{self.folder}/ holds the model: {self.place}; erasure.json says what was done"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, for JSON."""
+        concepts = [each.as_json() for each in self.concepts]
+        return {**vars(self), "folder": str(self.folder), "concepts": concepts}
+
+
+def erase(
+    model: str,
+    texts: Texts,
+    wanted: Erasure,
+    out: str | Path,
+    *,
+    force: bool = False,
+    precision: Any = "fp32",
+    note: Callable[[str], None] = lambda text: None,
+) -> Erased:
+    """Write `out`: the model with the concepts erased from its output by one affine map, as a stock module.
+
+    The vectors are cached in a temporary folder, so memory is flat in the number of texts. Raises UserError for
+    concepts that cannot be erased, a model from which something was erased already, texts that cannot be read.
+    """
+    from embedtune.encoder import embedder, load
+    from embedtune.refine import bake
+
+    wanted.check()
+    kinds = wanted.kinds()
+    if Path(out).exists() and not force:
+        raise UserError("exists already", where=str(out), fix="another --out, or --force")
+    source = load.find(model)
+    refuse_second(source)
+    encodings, remarks = _survey(texts, wanted, kinds)
+    opened = embedder.load_trainable(source)
+    normalised = bake.take_normalize(opened.model)
+    method, normalise, said = _way(wanted.method, normalised, opened.model.similarity_fn_name)
+    counts = Counts()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = _labelled(_rows(texts, wanted, counts), wanted.columns)
+        cached = cache(Path(scratch), opened.model, rows, encodings, precision=precision, note=note)
+        concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
+        concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
+        found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
+        norms, truncated = cached.norms, cached.truncated
+        del cached  # the memory maps go before their files
+    place = bake.attach(opened.model, found.affine, normalise)
+    if truncated:
+        remarks.append(f"{truncated:,} texts ({truncated / found.n:.1%}) were cut at the model's limit")
+    erased = Erased(Path(out), concepts, method, place, normalise, found.n, found.live, found.rank, found.r2,
+                    found.left, found.passes, found.cosines, found.variance,
+                    (*remarks, *said, *counted(counts), *found.remarks))  # fmt: skip
+    about = {
+        "kind": "erasure", "model": model, "concepts": [each.as_json() for each in concepts],
+        "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
+        "place": place, "space": "sphere" if method == "sphere" else space_of(norms), "normalise": normalise,
+        "norms": norms, "dimension": found.affine.weight.shape[1], "live_dimensions": found.live, "n_fit": found.n,
+        "rank": found.rank, "canonical_correlations": found.correlations, "covariance_left": found.left,
+        "r2": found.r2, "passes": found.passes, "data_sha256": counts.sha256, "embedtune": _version(),
+    }  # fmt: skip
+    bake.write_model(
+        opened,
+        Path(out),
+        lambda folder, weights: write_erasure(folder, found.affine, {**about, "weights": weights}),
+        _card(model, erased),
+    )
+    return erased
+
+
+def _survey(texts: Texts, wanted: Erasure, kinds: Mapping[str, Any]) -> tuple[tuple[Encoding, ...], list[str]]:
+    """The encodings of the columns, the preserved one last, and what was missing; one pass over the data."""
+    surveys = {name: Survey(name) for name in wanted.columns}
+    if not surveys:
+        return (), []
+    left_out = 0
+    for row in _rows(texts, wanted, Counts()):
+        left_out += not all([survey.add(row.values.get(name)) for name, survey in surveys.items()])
+    remarks = [f"{left_out:,} rows left out: no value of {short_list(list(surveys))}"] if left_out else []
+    return tuple(surveys[name].encoding(kinds[name]) for name in surveys), remarks
+
+
+def _rows(texts: Texts, wanted: Erasure, counts: Counts) -> Iterator[Row]:
+    columns = {**parse_columns(texts.columns), **{name: name for name in wanted.columns}}
+    return islice(read_texts(texts.data, columns=columns, bad_rows=texts.bad_rows, counts=counts), texts.rows)
+
+
+def _labelled(rows: Iterable[Row], names: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for row in rows:
+        values = {name: row.values.get(name) for name in names}
+        if not any(map(missing, values.values())):
+            yield row.values["text"], values
+
+
+def _way(method: Method | None, normalised: bool, similarity: str) -> tuple[str, bool, list[str]]:
+    """The method, whether a Normalize follows the map, and what is to be said about it."""
+    if normalised:
+        return method or "sphere", True, []
+    if method == "sphere" or (method is None and similarity == "cosine"):
+        why = f"the model compares by {similarity}, and its vectors are not normalised"
+        return "sphere", True, [f"{why}: a Normalize was added, since the map guards directions"]
+    said = []
+    if similarity == "cosine":
+        said = [
+            "the vectors are guarded as they are; a cosine divides by their norms, which can bring the concept back"
+        ]
+    return method or "leace", False, said
+
+
+def counted(counts: Counts) -> list[str]:
+    """What was left out and mended while reading."""
+    out = [f"{n:,} rows left out: {reason}" for reason, n in counts.rejected.items() if reason != "blank"]
+    return out + [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
+
+
+def _words(concept: Encoding) -> str:
+    name = concept.name if concept.source == "column" else concept.source
+    classes = f" of {len(concept.classes):,}" if concept.classes else ""
+    return f"{name} ({concept.kind}{classes})"
+
+
+def _card(model: str, erased: Erased) -> str:
+    """The model card."""
+    lines = "\n".join(f"- {line}" for line in erased.lines()[:-1])
+    return f"# Model with concepts erased\n\nMade from `{model}` with embedtune: {erased.place}.\n\n{lines}\n"
+
+
+def _version() -> str:
+    try:
+        return version("embedtune")
+    except PackageNotFoundError:
+        return "unknown"
