@@ -52,7 +52,7 @@ def divide_labels(recipe: Run, kind: LabelKind, note: Callable[[str], None]) -> 
     there = candidates(recipe.data, columns)
     if len(there) > 1:
         what = f"{len(there)} columns could hold the labels or scores: {short_list(list(map(repr, there)), most=6)}"
-        fix = f"say which one: --columns label={there[0]}, or score=NAME (--no-labels reads raw text)"
+        fix = f"say which one: --columns label={there[0]}, or score=NAME (--labels False reads raw text)"
         raise UserError(what, where=name, fix=fix)
     note(f"reading {name} as {WORDS[kind]}")
     counts = Counts()
@@ -84,7 +84,7 @@ def _refuse_unused(recipe: Run) -> None:
     plain = Run()
     if odd := [name for name in UNUSED if getattr(recipe, name) != getattr(plain, name)]:
         what = f"{', '.join(odd)}: of no use for data with labels"
-        raise UserError(what, where=name_of(recipe.data), fix="leave it out, or read raw text with --no-labels")
+        raise UserError(what, where=name_of(recipe.data), fix="leave it out, or read raw text with --labels False")
 
 
 def _read(recipe: Run, kind: LabelKind, columns: dict[str, str], counts: Counts) -> tuple[list[Any], list[str]]:

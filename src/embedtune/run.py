@@ -86,7 +86,7 @@ def _story(recipe: Run, home: Path, out: Path, listener: Any) -> Ended:
 
 
 def _kind(recipe: Run) -> Any:
-    """What the data is taken for: real queries are asked of text or pairs, and --no-labels leaves labels alone."""
+    """What the data is taken for: real queries are asked of text or pairs, and --labels False leaves labels alone."""
     from embedtune.data.columns import parse_columns
     from embedtune.data.kinds import LABELS, kind_of_data
 
