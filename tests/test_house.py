@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedtune"
 
 # Rooms are folders, the rest are single modules. Each may import those named here, and a room also itself.
-LEAVES = {"errors", "files", "recipes", "schema", "limits", "plots", "plots_refine", "nearest", "keyed"}
+LEAVES = {
+    *("errors", "files", "recipes", "schema", "limits", "nearest", "keyed"),
+    *("plots", "plots_labels", "plots_refine"),
+}
 IMPORTS = {
     "__init__": {"recipes", "errors", "encoder", "refine", "tune", "run"},  # lazily, by name
     "errors": set(),
@@ -36,7 +39,10 @@ IMPORTS = {
     "search": LEAVES | {"data", "encoder"},
     "serve": LEAVES | {"encoder", "search"},
     "run": None,  # everything
+    "run_pairs": None,
+    "run_labels": None,
     "parts": None,
+    "parts_labels": None,
     "average": None,
     "tune": None,
     "trials": None,

@@ -141,6 +141,12 @@ def test_judge_measures_heads_and_compares_them(place, capsys, tmp_path, name, m
     assert code == 3 and f": REGRESSION ({measure})" in out
     story = json.loads(saved.read_text())["data"][0]
     assert len(story["reports"]) == 2 and story[str(place / name)]["verdict"] == "WIN"
+    changes = story[str(place / name)]["changes"]
+    assert all(c["low"] <= c["value"] <= c["high"] for key, c in changes.items() if key not in ("F1", "ECE"))
+    classes = [row for found in story["classes"].values() for row in found]
+    assert (name == "grades") == (not classes)
+    assert all(0 <= row["low"] <= row["F1"] <= row["high"] <= 1 or row["F1"] == 1 for row in classes)
+    assert name == "grades" or "95 % interval" in out.split(f"class ({worse})")[1].splitlines()[0]
 
 
 # ---- settings that are tried, and a tracker
@@ -178,6 +184,8 @@ def test_values_reach_the_part_of_the_recipe_that_has_them():
     assert name == "weights" and [recipe.weights for _, recipe in made] == ["none", "balanced"]
     _, made = trials.parse(Classify(train="x"), "schedule=cosine,linear")
     assert [recipe.loop.schedule for _, recipe in made] == ["cosine", "linear"] and made[0][1].loop.epochs == 3
+    _, made = trials.parse(Classify(train="x"), "layer_decay=0.8,1")
+    assert [recipe.loop.layer_decay for _, recipe in made] == [0.8, 1.0]
 
 
 def test_tensorboard_shows_what_the_log_says(place, tiny_model, tmp_path):

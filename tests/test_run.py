@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from embedtune import UserError, cli, tune
+from embedtune import UserError, cli, run_pairs, tune
 from embedtune import run as story_of
 from embedtune.errors import Interrupted
 from embedtune.judge import compare
@@ -124,8 +124,8 @@ def test_real_queries_decide(place):
 @pytest.mark.parametrize("stage", ["finetune", "judge"])
 def test_a_run_that_was_stopped_goes_on_at_its_stage_and_ends_the_same(place, monkeypatch, stage):
     whole = go(place, "whole")
-    inner = tune.finetune if stage == "finetune" else story_of._judge
-    where = tune if stage == "finetune" else story_of
+    inner = tune.finetune if stage == "finetune" else run_pairs._judge
+    where = tune if stage == "finetune" else run_pairs
     name = "finetune" if stage == "finetune" else "_judge"
 
     def stopped(*args, **more):
@@ -149,7 +149,7 @@ def test_changed_data_or_recipe_is_refused(place, monkeypatch):
     def stopped(*args, **more):
         raise Interrupted("stopped", 143)
 
-    monkeypatch.setattr(story_of, "_judge", stopped)
+    monkeypatch.setattr(run_pairs, "_judge", stopped)
     with pytest.raises(Interrupted):
         go(place)
     with pytest.raises(UserError, match="its recipe changed"):

@@ -30,6 +30,7 @@ def _loop_needs(loop: recipes.Loop) -> list[Need]:
             0 <= loop.weight_decay < math.inf,
             f"weight_decay must not be negative, and finite, not {loop.weight_decay}",
         ),
+        (0 < loop.layer_decay <= 1, f"layer_decay must be above 0 and at most 1, not {loop.layer_decay}"),
         (loop.minutes is None or loop.minutes > 0, f"minutes must be positive, not {loop.minutes}"),
     ]
     for name in ("max_steps", "max_tokens", "eval_steps", "patience", "checkpoint_steps", "log_steps"):

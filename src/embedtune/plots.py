@@ -215,7 +215,8 @@ def _for_page(tag: str, name: str) -> str:
     return tag
 
 
-def _narrow_figure(rows: int, heights: Sequence[float], height: float) -> tuple[Any, list[Any]]:
+def narrow_figure(rows: int, heights: Sequence[float], height: float) -> tuple[Any, list[Any]]:
+    """A figure for a page, and its axes from top to bottom."""
     figure, axes = new_figure(rows, heights, (NARROW, height))
     for axis in axes:
         axis.tick_params(labelsize=LETTERS, length=0)
@@ -223,7 +224,7 @@ def _narrow_figure(rows: int, heights: Sequence[float], height: float) -> tuple[
     return figure, axes
 
 
-def label(text: object, most: int = 30) -> str:
+def short_label(text: object, most: int = 30) -> str:
     """A name that came from outside, fit to stand in a picture: one line, clipped, nothing invisible."""
     line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
@@ -243,7 +244,7 @@ def changes_plot(rows: Sequence[Mapping[str, Any]], span: tuple[float, float] | 
     rows = [row for row in rows if finite(row.get("change"))]
     if not rows:
         return None
-    figure, (axis,) = _narrow_figure(1, (1,), 0.62 + 0.25 * len(rows))
+    figure, (axis,) = narrow_figure(1, (1,), 0.62 + 0.25 * len(rows))
     axis.axvline(0, color="black", linewidth=0.8)
     for place, row in enumerate(rows):
         known = finite(row.get("low"), row.get("high"))
@@ -256,7 +257,7 @@ def changes_plot(rows: Sequence[Mapping[str, Any]], span: tuple[float, float] | 
         if known:
             axis.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
         axis.plot([row["change"]], [place], color=colour, marker=marker, markersize=5, markerfacecolor=face)
-    names = [label(row["measure"]) for row in rows]
+    names = [short_label(row["measure"]) for row in rows]
     axis.set_yticks(range(len(rows)), labels=names, parse_math=False)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
@@ -276,7 +277,7 @@ def dims_plot(dims: Sequence[Mapping[str, Any]], measure: str) -> Any:
     dims = sorted((d for d in dims if finite(d.get("base"), d.get("tuned"))), key=lambda d: d["dim"])
     if not dims:
         return None
-    figure, (axis,) = _narrow_figure(1, (1,), 2.5)
+    figure, (axis,) = narrow_figure(1, (1,), 2.5)
     places = range(len(dims))
     for place, row in zip(places, dims, strict=True):
         if finite(row.get("low"), row.get("high")):
@@ -289,7 +290,7 @@ def dims_plot(dims: Sequence[Mapping[str, Any]], measure: str) -> Any:
     axis.set_xticks(places, labels=[f"{d['dim']:,}" for d in dims])
     axis.set_xlim(-0.4, len(dims) - 0.6)
     axis.set_xlabel("dimension of the vectors", fontsize=LETTERS)
-    axis.set_ylabel(label(measure), fontsize=LETTERS, parse_math=False)
+    axis.set_ylabel(short_label(measure), fontsize=LETTERS, parse_math=False)
     axis.legend(frameon=False, fontsize=LETTERS, loc="lower right")
     return figure
 
@@ -311,10 +312,10 @@ def measures_curve(records: Sequence[Mapping[str, Any]], measure: str) -> Any:
     if not panels:
         return None
     heights = [0.8 if name == "lr" else 1.5 for name in panels]
-    figure, axes = _narrow_figure(len(panels), heights, 0.4 + sum(heights))
+    figure, axes = narrow_figure(len(panels), heights, 0.4 + sum(heights))
     for name, axis in zip(panels, axes, strict=True):
         title = {"loss": "loss", "lr": "learning rate"}.get(name, f"dev {name.removeprefix('dev_')}")
-        axis.set_title(label(title, 50), loc="left", fontsize=LETTERS, parse_math=False)
+        axis.set_title(short_label(title, 50), loc="left", fontsize=LETTERS, parse_math=False)
         if name == "loss":
             _loss_panel(axis, learned, losses)
         elif name == wanted:

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from embedtune.plots import ACCENT, INK, LETTERS, label, new_figure
+from embedtune.plots import ACCENT, INK, LETTERS, new_figure, short_label
 
 Bar = tuple[float, float, float]  # a value and its interval
 WIDTH, LINE, ROOM = 7.0, 0.36, 0.85  # inches: of the picture, of a line of it, and of a panel's title and axis
@@ -33,7 +33,7 @@ def probes_plot(panels: Sequence[Panel], title: str) -> Any:
     both = any(before for panel in panels for before, _ in panel.rows.values())
     if both:
         axes[0].legend(*_handles(), frameon=False, fontsize=LETTERS, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    figure.suptitle(label(title, 80), x=0.01, ha="left", fontsize=11, parse_math=False)
+    figure.suptitle(short_label(title, 80), x=0.01, ha="left", fontsize=11, parse_math=False)
     return figure
 
 
@@ -50,7 +50,7 @@ def _draw(axis: Any, panel: Panel) -> None:
                 ends += [low, high]
     room = 0.04 * max(max(ends) - min(ends), 0.05)
     axis.set_xlim(min(ends) - room, max(*ends, panel.chance + 0.05) + room)
-    axis.set_yticks(range(len(panel.rows)), labels=[label(name, 34) for name in panel.rows], parse_math=False)
+    axis.set_yticks(range(len(panel.rows)), labels=[short_label(name, 34) for name in panel.rows], parse_math=False)
     axis.set_ylim(len(panel.rows) - 0.5, -0.5)
     axis.grid(visible=False, axis="y")
     axis.xaxis.set_major_locator(MaxNLocator(6))

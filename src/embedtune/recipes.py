@@ -53,6 +53,8 @@ class Loop:
     warmup: float = 0.05
     # AdamW's weight decay (none on biases and norms).
     weight_decay: float = 0.01
+    # Each layer learns so many times as fast as the one above it, the embeddings slowest; 1: all at one rate.
+    layer_decay: float = 1.0
     # Gradients are scaled down to this norm.
     clip: float = 1.0
     # Score the dev rows every so many steps (derived: about ten times a run).
@@ -297,15 +299,18 @@ class Tag:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Raw text or pairs in, a verdict out: clean, split, tune, average, judge."""
+    """Raw text, pairs or labels in, a verdict out: clean, split, tune, average, judge."""
 
-    # Raw text (one text a line, a blank line between documents), pairs, or a BEIR folder.
+    # Raw text (one text a line, a blank line between documents), pairs, a BEIR folder; or texts with labels or scores,
+    # sentences with tags.
     data: Data = ""
+    # Learn the column of labels, scores or tags (derived: where there is one).
+    labels: bool | None = None
     # Real queries to judge on: pairs of a query and its passage, or BEIR folder[:split]; fifty are a beginning.
     queries: Data | None = None
     # Model folder or hub name (default all-MiniLM-L6-v2).
     model: str | None = None
-    # Which column is which: text=body, or anchor=question,positive=context.
+    # Which column is which: text=body; anchor=question,positive=context; text=review,label=stars.
     columns: str | None = None
     # Rows that cannot be used: stop, leave them out, or mend them with U+FFFD.
     bad_rows: BadRows = "fail"
@@ -319,7 +324,7 @@ class Run:
     negatives: int = 0
     # Matryoshka: prefixes of the vectors that must work on their own, such as 384 256 128 64.
     dims: tuple[int, ...] = ()
-    # Queries of each kind to judge on at most, and as many again to choose on.
+    # Queries of each kind (or rows with labels) to judge on at most, and as many again to choose on.
     test_rows: int = 500
     # Texts to search in when judging: the right ones, filled up with others to this number.
     test_corpus: int = 5000

@@ -135,7 +135,8 @@ def _publish(home: Path, out: Path) -> Finished:
     return Finished(out, files.read_json(out / "scores.json"))
 
 
-def _prepare(recipe: Any, home: Path, note: Any) -> Any:
+def prepare(recipe: Any, home: Path, note: Any) -> Any:
+    """Everything before the first step, as `Prepared`; `home` receives the tokenised data."""
     match recipes.task_of(recipe):
         case "mlm":
             from embedtune.fit.objectives.prepare import prepare_mlm
@@ -167,7 +168,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     from embedtune.track import followed
 
     task = recipes.task_of(recipe)
-    prepared = _prepare(recipe, home, listener.note)
+    prepared = prepare(recipe, home, listener.note)
     objective = prepared.objective
     start = {"recipe": schema.to_toml(recipe), **prepared.identity}
     loop = _agree(home, start, resume)
@@ -313,6 +314,13 @@ def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
         "remarks": facts,
         "data": prepared.profile,
     }
+
+
+def machine(folder: Path) -> dict[str, Any]:
+    """Where the run that left `folder` ran, out of its account."""
+    names = ("cpu", "cores", "device", "threads", "torch", "transformers", "python", "embedtune", "tokens_per_second")
+    account = files.read_json(folder / "run.json")
+    return {name: account[name] for name in names if account.get(name)}
 
 
 def _cpu() -> str:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.data.clean import text_hash
-from embedtune.data.pair_check import check_pairs, kind_of, meetings, scale_of
+from embedtune.data.doctors import scale_of
+from embedtune.data.pair_check import check_pairs, kind_of, meetings
 from embedtune.errors import UserError
 
 

@@ -91,8 +91,8 @@ class Ran:
 @pytest.fixture
 def fit(tiny_model, tmp_path, monkeypatch):
     """fit(kind, out, train, fields of recipe, ranking and loop...) -> Ran."""
-    made, texts, inner = [], [], tune._prepare
-    monkeypatch.setattr(tune, "_prepare", lambda *given: made.append(inner(*given)) or made[-1])
+    made, texts, inner = [], [], tune.prepare
+    monkeypatch.setattr(tune, "prepare", lambda *given: made.append(inner(*given)) or made[-1])
     monkeypatch.setattr(contrastive, "Texts", lambda: texts.append(Texts()) or texts[-1])
 
     def run(kind="minilm", out="out", train=None, resume=False, step=None, note=None, force=False, **changes):

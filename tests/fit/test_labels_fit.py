@@ -91,8 +91,8 @@ class Ran:
 @pytest.fixture
 def fit(tiny_model, tmp_path, monkeypatch):
     """fit(task, kind of model, out, train, fields of recipe and loop...) -> Ran."""
-    made, inner = [], tune._prepare
-    monkeypatch.setattr(tune, "_prepare", lambda *given: made.append(inner(*given)) or made[-1])
+    made, inner = [], tune.prepare
+    monkeypatch.setattr(tune, "prepare", lambda *given: made.append(inner(*given)) or made[-1])
 
     def run(task, kind="bert", out="out", train=None, resume=False, step=None, **changes):
         loop = Loop(**{**QUICK, **{k: v for k, v in changes.items() if k in LOOP}})
@@ -153,7 +153,7 @@ def test_the_loss_falls_on_easy_rows_and_the_same_seed_gives_the_same_log(fit, t
 
 @pytest.mark.parametrize("task", ["pairs", "several", "regress", "tag"])
 def test_a_stopped_run_ends_as_one_that_was_not(fit, task):
-    options = {"checkpoint_steps": 2, "kind": "minilm"}
+    options = {"checkpoint_steps": 2, "kind": "minilm", "layer_decay": 1.0 if task == "pairs" else 0.7}
     whole = fit(task, out="whole", **options)
 
     def step(record):
@@ -164,6 +164,18 @@ def test_a_stopped_run_ends_as_one_that_was_not(fit, task):
         fit(task, out="cut", step=step, **options)
     resumed = fit(task, out="cut", resume=True, **options)
     assert resumed.said("resumed at step 5") and resumed.bits == whole.bits and resumed.log == whole.log
+
+
+def test_with_a_small_decay_the_embeddings_hardly_move(fit, tiny_model, monkeypatch):
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(engine, "better", lambda *scores: True)  # the last step is kept
+    before = load_file(tiny_model("bert") / "model.safetensors")
+    after = load_file(fit("classify", layer_decay=0.1).folder / "model.safetensors")
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in before if name in after}
+    low, bottom, top = (max(gap for name, gap in moved.items() if word in name)
+                        for word in ("word_embeddings", "layer.0.", "layer.1."))  # fmt: skip
+    assert 0 < low < 0.2 * bottom < 0.04 * top
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])

@@ -258,8 +258,8 @@ def test_the_scores_of_the_average_are_measured_on_it(tiny_model, tmp_path, monk
     kept = {}
     from embedtune import tune
 
-    inner = tune._prepare
-    monkeypatch.setattr(tune, "_prepare", lambda *given: kept.setdefault("prepared", inner(*given)))
+    inner = tune.prepare
+    monkeypatch.setattr(tune, "prepare", lambda *given: kept.setdefault("prepared", inner(*given)))
     monkeypatch.setattr(engine, "better", lambda measure, a, b: a > b or measure != "dev_MRR@10")
     finished = finetune(recipe("contrastive", tiny_model("minilm"), 1e-2, measure="MRR@10"), tmp_path / "out")
     report = judge_retrieval(open_encoder(str(finished.folder)), kept["prepared"].dev.data, ["nDCG@10", "MRR@10"])[0]

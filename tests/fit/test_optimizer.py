@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from embedtune.fit.optimizer import BODY, HEAD, Optimizer
+from embedtune.errors import UserError
+from embedtune.fit.optimizer import BODY, HEAD, Optimizer, layer_scales
 
 
 def model():
@@ -122,3 +123,86 @@ def test_the_norm_tells_of_gradients_that_are_not_finite():
     assert optimizer.clip(1e9) > 0
     next(net.parameters()).grad[0, 0] = float("nan")
     assert not torch.isfinite(torch.tensor(optimizer.clip(1.0)))
+
+
+# ---- layer-wise learning rates
+
+DECAY = 0.5
+# By architecture: where the layers stand, and what stands behind them.
+LAYERS = {
+    "bert": ("bert.encoder.layer.", ("bert.pooler.", "classifier.")),
+    "minilm": ("bert.encoder.layer.", ("bert.pooler.", "classifier.")),
+    "roberta": ("roberta.encoder.layer.", ("classifier.",)),
+    "distilbert": ("distilbert.transformer.layer.", ("pre_classifier.", "classifier.")),
+    "modernbert": ("model.layers.", ("model.final_norm.", "head.", "classifier.")),
+    "mpnet": ("mpnet.encoder.layer.", ("classifier.",)),
+}
+
+
+def classifier(tiny_model, kind):
+    from embedtune.encoder import heads
+
+    return heads.load_head(tiny_model(kind), heads.SEQUENCE, 0, ["a", "b"], "single_label_classification").model
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_rates_fall_from_the_head_to_the_embeddings(tiny_model, kind):
+    net, (layers, behind) = classifier(tiny_model, kind), LAYERS[kind]
+    optimizer = Optimizer(net, [], 0.01, None, DECAY)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step({HEAD: 1.0, BODY: 1e-3})
+    rates = {id(p): group["lr"] for group in optimizer.adam.param_groups for p in group["params"]}
+    found: dict[str, set] = {}
+    for name, parameter in net.named_parameters():
+        place = "embeddings"
+        if name.startswith(layers):
+            place = name.removeprefix(layers).split(".")[0]
+        elif name.startswith(behind):
+            place = "behind"
+        found.setdefault(place, set()).add(rates[id(parameter)])
+    count = 3 if kind == "modernbert" else 2
+    expected = {"embeddings": 1e-3 * DECAY ** (count + 1), "behind": 1e-3}
+    expected |= {str(n): 1e-3 * DECAY ** (count - n) for n in range(count)}
+    assert found == {place: {rate} for place, rate in expected.items()}
+    assert rates[id(net.get_input_embeddings().weight)] == min(rates.values())
+
+
+def test_adapters_have_the_rate_of_the_layer_that_they_adapt(tiny_model):
+    pytest.importorskip("peft")
+    from embedtune.encoder import heads
+
+    loaded = heads.load_head(tiny_model("bert"), heads.SEQUENCE, 0, ["a", "b"], "single_label_classification")
+    heads.add_lora(loaded, 2, 0)
+    scales = layer_scales(loaded.model, DECAY)
+    assert {scale for name, scale in scales.items() if ".layer.0." in name} == {DECAY**2}
+    assert any(".lora_" in name for name in scales)
+
+
+def test_sentence_encoders_and_language_models_have_layers_too(tiny_model):
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModelForMaskedLM
+
+    inside = layer_scales(SentenceTransformer(str(tiny_model("minilm")), device="cpu"), DECAY)
+    assert sorted(set(inside.values())) == [DECAY**3, DECAY**2, DECAY, 1.0]
+    tied = AutoModelForMaskedLM.from_pretrained(tiny_model("bert"))
+    scales = layer_scales(tied, DECAY)
+    assert scales["bert.embeddings.word_embeddings.weight"] == DECAY**3, "the decoder's weight is this one"
+    assert scales["cls.predictions.transform.dense.weight"] == 1.0
+
+
+def test_a_decay_of_one_is_none_at_all(tiny_model):
+    """The same groups at the same rates as where nothing is said of it, so the same bits."""
+    optimizers = [Optimizer(classifier(tiny_model, "bert"), [], 0.01, None, *given) for given in ((), (1.0,))]
+    for optimizer in optimizers:
+        learned = optimizer.masters["classifier.weight"]
+        learned.grad = torch.ones_like(learned)
+        optimizer.step({HEAD: 1e-3, BODY: 1e-3 / 3})
+    one, two = ([(g["lr"], g["weight_decay"], len(g["params"])) for g in o.adam.param_groups] for o in optimizers)
+    assert one == two and {lr for lr, _, _ in one} == {1e-3 / 3} and len(one) == 2
+
+
+def test_a_model_without_layers_is_refused():
+    with pytest.raises(UserError, match="--layer-decay: finds no layers"):
+        Optimizer(model(), [], 0.0, None, DECAY)
+    Optimizer(model(), [], 0.0, None, 1.0)

@@ -93,8 +93,8 @@ class Ran:
 @pytest.fixture
 def fit(tiny_model, tmp_path, monkeypatch):
     """fit(kind, out, train, fields of recipe and loop...) -> Ran."""
-    made, inner = [], tune._prepare
-    monkeypatch.setattr(tune, "_prepare", lambda *given: made.append(inner(*given)) or made[-1])
+    made, inner = [], tune.prepare
+    monkeypatch.setattr(tune, "prepare", lambda *given: made.append(inner(*given)) or made[-1])
 
     def run(kind="minilm", out="out", train=None, resume=False, step=None, **changes):
         loop = Loop(**{**QUICK, **{k: v for k, v in changes.items() if k in LOOP}})

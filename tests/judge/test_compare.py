@@ -433,3 +433,34 @@ def test_classes_and_gold_must_be_the_same():
         interval(bare, "spearman")
     with pytest.raises(UserError, match="keep no values of MAP"):
         interval(Report("retrieval", "d", "m", 8, ("a", "b", "c"), {"MAP": 0.5}), "MAP")
+
+
+# ---- intervals of single classes
+
+
+def one_of(gold, said, classes):
+    return classification_report(gold, np.eye(classes)[said], [str(n) for n in range(classes)],
+                                 items=[str(n) for n in range(len(gold))], model="m", data="d")  # fmt: skip
+
+
+@pytest.mark.parametrize("items, share, recall", [(300, 0.04, 0.9), (300, 0.5, 0.7), (200, 0.1, 0.97)])
+def test_intervals_of_f1_of_a_class_hold_the_truth(items, share, recall):
+    """Drawn anew 150 times from a population whose F1 is known."""
+    draw, wrong = np.random.default_rng(0), 0.1 * share
+    precision = share * recall / (share * recall + (1 - share) * wrong)
+    truth, held = 2 * precision * recall / (precision + recall), 0
+    for _ in range(150):
+        gold = (draw.random(items) < share).astype(int)
+        said = np.where(gold == 1, draw.random(items) < recall, draw.random(items) < wrong).astype(int)
+        row = compare.by_class(one_of(gold, said, 2), draws=300)[1]
+        held += row.low <= truth <= row.high
+        assert 0 <= row.low <= row.high <= 1
+    assert held >= 0.9 * 150
+
+
+def test_a_class_that_was_always_right_is_not_sure_and_one_without_items_may_be_anything():
+    gold = np.array([0] * 30 + [1] * 5)
+    rows = compare.by_class(one_of(gold, gold, 3))
+    assert [row.F1 for row in rows] == [1, 1, 0] and [row.support for row in rows] == [30, 5, 0]
+    assert 0.85 < rows[0].low < 1 and rows[1].low < rows[0].low and rows[2].high - rows[2].low == 1
+    assert compare.by_class(one_of(gold, gold, 3)) == rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from embedtune.recipes import BadRows
 
 @dataclass(frozen=True)
 class Check:
-    """The doctor: format, encoding, rows, lengths in tokens, what would be cut or dropped and why, duplicates."""
+    """The doctor for text, pairs, labels, scores and tags: what would be cut or dropped and why, what repeats."""
 
     # The file or folder to look at.
     data: str
@@ -22,7 +21,7 @@ class Check:
     model: str = "all-MiniLM-L6-v2"
     # Tokens per row beyond which a line is chunked or cut (derived from the model).
     max_length: int | None = None
-    # Which column is which: text=NAME, or anchor=NAME,positive=NAME for pairs.
+    # Which column is which: text=NAME; anchor=NAME,positive=NAME for pairs; text=NAME,label=NAME, or score=, tags=.
     columns: str | None = None
     # Print the result as JSON.
     json: bool = False
@@ -331,9 +330,8 @@ def _refusals(made: Any) -> list[str]:
 
 def check(command: Check, talk: Talk) -> Output:
     """Diagnose a file."""
-    from embedtune.data.check import check as examine
     from embedtune.data.columns import parse_columns
-    from embedtune.data.pair_check import check_pairs, kind_of
+    from embedtune.data.kinds import check_data
     from embedtune.encoder import load
 
     load.quiet()
@@ -341,10 +339,7 @@ def check(command: Check, talk: Talk) -> Output:
     tokenizer = load.load_tokenizer(folder)
     length = command.max_length or load.stated_length(folder, tokenizer)
     columns = parse_columns(command.columns)
-    look: Any = examine
-    with suppress(UserError):  # what cannot be read is said by the doctor
-        look = check_pairs if kind_of(command.data, columns) else examine
-    found: Any = look(command.data, tokenizer=tokenizer, max_length=length, columns=columns)
+    found = check_data(command.data, tokenizer=tokenizer, max_length=length, columns=columns)
     return Output(found.lines(), found.as_dict(), EXIT_USER if found.verdict == "not usable" else EXIT_FINE)
 
 

@@ -39,8 +39,10 @@ def judge_heads(command: Any, talk: Talk) -> Output:
         talk.note(f"judging on {data}")
         reports, remarks = _reports(opened, data, command)
         main = MAIN[reports[0].task]
-        lines += ["", data, *remarks, *table(*rows(reports)), "", *_intervals(reports, main), *_classes(reports[-1])]
+        classes = {name: compare.by_class(report) for name, report in zip(command.models, reports)}
+        lines += ["", data, *remarks, *table(*rows(reports)), "", *_intervals(reports, main), *_classes(classes)]
         entry: dict[str, Any] = {"data": data, "reports": [report.as_dict() for report in reports]}
+        entry["classes"] = {name: [row._asdict() for row in found] for name, found in classes.items()}
         for name, report in zip(command.models[1:], reports[1:]):
             changes = {measure: compare.paired(reports[0], report, measure) for measure in report.summary}
             word = compare.verdict([changes[main]])
@@ -97,19 +99,15 @@ def _intervals(reports: Sequence[Any], main: str) -> list[str]:
             for r, (low, high) in found]  # fmt: skip
 
 
-def _classes(report: Any) -> list[str]:
-    """The measures of single classes or types, those with the lowest F1 first where there are many."""
-    from embedtune.judge.classification import per_class
-    from embedtune.judge.tagging import per_type
-
-    if report.task == "regression":
-        return []
-    classes = (per_class if report.task == "classification" else per_type)(report)
-    shown = classes if len(classes) <= MOST_CLASSES else sorted(classes, key=lambda c: c.F1)[:MOST_CLASSES]
-    rest = f"{len(classes) - len(shown):,} others have a higher F1" if len(shown) < len(classes) else ""
-    rows = [[c.name, f"{c.precision:.4f}", f"{c.recall:.4f}", f"{c.F1:.4f}", f"{c.support:,}"] for c in shown]
-    return [
-        "",
-        *table([f"class ({report.model})", "precision", "recall", "F1", "rows"], rows),
-        *([rest] if rest else []),
-    ]
+def _classes(found: dict[str, list[Any]]) -> list[str]:
+    """The measures of single classes or types by each model, those with the lowest F1 first where there are many."""
+    lines = []
+    for model, classes in found.items():
+        shown = classes if len(classes) <= MOST_CLASSES else sorted(classes, key=lambda c: c.F1)[:MOST_CLASSES]
+        rows = [[c.name, f"{c.precision:.4f}", f"{c.recall:.4f}", f"{c.F1:.4f}", f"{c.low:.4f} to {c.high:.4f}",
+                 f"{c.support:,}"] for c in shown]  # fmt: skip
+        if rows:
+            lines += ["", *table([f"class ({model})", "precision", "recall", "F1", "95 % interval", "gold"], rows)]
+        if len(shown) < len(classes):
+            lines.append(f"{len(classes) - len(shown):,} others have a higher F1")
+    return lines

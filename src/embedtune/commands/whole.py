@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from embedtune import recipes, schema
 from embedtune.commands.fit import Place, resume_takes_out
-from embedtune.commands.shape import Command, Flags, Output, Talk
+from embedtune.commands.shape import Command, Flags, Output, Talk, table
 
 PROXY = "The queries were proxies made from the text: --queries FILE judges on real ones, fifty are a beginning."
 
 
 @dataclass(frozen=True)
 class Whole:
-    """Raw text or pairs in, a verdict out: clean, split, tune, average, judge, report."""
+    """Raw text, pairs or labels in, a verdict out: clean, split, tune, average, judge, report."""
 
     recipe: recipes.Run
     place: Place
@@ -21,7 +22,6 @@ class Whole:
 
 def whole(command: Whole, talk: Talk) -> Output:
     """Run it all; the exit code is 3 where the verdict is REGRESSION."""
-    from embedtune.commands.shape import table
     from embedtune.run import run
 
     place = command.place
@@ -29,6 +29,9 @@ def whole(command: Whole, talk: Talk) -> Output:
                 listener=talk.listener())  # fmt: skip
     story, lines = ended.story, []
     for found in story["tables"]:
+        if "constant" in found["rows"][0]:
+            lines += _of_labels(found, story["models"])
+            continue
         lines += [f"{found['name']}: {found['queries']:,} queries, {found['corpus']:,} texts"]
         rows = [[r["measure"], *(f"{r[k]:.4f}" for k in ("base", "tuned")), f"{r['change']:+.4f}",
                  f"{r['low']:+.4f} to {r['high']:+.4f}"] for r in found["rows"]]  # fmt: skip
@@ -38,6 +41,19 @@ def whole(command: Whole, talk: Talk) -> Output:
     if verdict["queries"] == "proxy":
         lines[-1] += " " + PROXY
     return Output(lines, {"folder": str(ended.folder), **{k: v for k, v in story.items() if k != "log"}}, ended.code)
+
+
+def _of_labels(found: dict[str, Any], models: list[dict[str, Any]]) -> list[str]:
+    """The table of a run on labels."""
+
+    def shown(value: float | None, form: str = ".4f") -> str:
+        return "-" if value is None else format(value, form)
+
+    rows = [[r["measure"], *(shown(r[k]) for k in ("constant", "base", "tuned")), shown(r["change"], "+.4f"),
+             f"{shown(r['low'], '+.4f')} to {shown(r['high'], '+.4f')}"] for r in found["rows"]]  # fmt: skip
+    header = ["measure", models[0]["name"] if len(models) > 3 else "constant", "linear probe", "tuned", "change",
+              "95 % interval"]  # fmt: skip
+    return [f"{found['items']:,} test rows", *table(header, rows), ""]
 
 
 def _defaults(argv: list[str]) -> Flags:
@@ -51,5 +67,5 @@ def _defaults(argv: list[str]) -> Flags:
 
 
 COMMANDS = {
-    "run": Command("DATA|RECIPE.toml", "raw text or pairs in, a verdict out", Whole, whole, "--data", _defaults),
+    "run": Command("DATA|RECIPE.toml", "text, pairs or labels in, a verdict out", Whole, whole, "--data", _defaults),
 }

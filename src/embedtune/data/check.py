@@ -82,9 +82,7 @@ class Diagnosis:
             f"size        {self.bytes:,} bytes in {self.files:,} file(s), sha256 {self.sha256[:16]}",
             f"rows        {self.rows:,} read, {self.used:,} used",
         ]
-        for reason, count in self.rejected.items():
-            more = "; ..." if count > len(self.examples[reason]) else ""
-            lines.append(f"            {count:,} {reason}: {'; '.join(self.examples[reason])}{more}")
+        lines += rejected_lines(self.rejected, self.examples)
         lines.append(f"documents   {self.documents:,}, {self.characters:,} characters")
         if self.lengths:
             n = self.lengths
@@ -98,11 +96,24 @@ class Diagnosis:
         lines.append(f"duplicates  {about}{self.exact_duplicates:,} exact, {self.near_duplicates:,} near")
         if self.near_duplicates_rows < self.used:
             lines[-1] += f" (near ones looked for in the first {self.near_duplicates_rows:,} rows only)"
-        lines += [f"note        {note}" for note in self.notes]
-        lines.append(f"verdict     {self.verdict}")
-        for remark in self.remarks:
-            lines += [f"  - {remark.what}"] + ([f"    fix: {remark.fix}"] if remark.fix else [])
-        return lines
+        return lines + verdict_lines(self.notes, self.verdict, self.remarks)
+
+
+def rejected_lines(rejected: Mapping[str, int], examples: Mapping[str, list[str]]) -> list[str]:
+    """Rows that were rejected, by reason, with their first places."""
+    lines = []
+    for reason, count in rejected.items():
+        more = "; ..." if count > len(examples[reason]) else ""
+        lines.append(f"            {count:,} {reason}: {'; '.join(examples[reason])}{more}")
+    return lines
+
+
+def verdict_lines(notes: list[str], verdict: str, remarks: list[Remark]) -> list[str]:
+    """How every report ends: notes, the verdict, and the remarks with their fixes."""
+    lines = [*(f"note        {note}" for note in notes), f"verdict     {verdict}"]
+    for remark in remarks:
+        lines += [f"  - {remark.what}"] + ([f"    fix: {remark.fix}"] if remark.fix else [])
+    return lines
 
 
 @dataclass

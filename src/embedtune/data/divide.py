@@ -113,10 +113,10 @@ def _row_groups(
     one = np.zeros(len(sets), np.int64)  # of the rows with each kind of text; any of them will do
     one[label] = owner
     more = np.array(list(edges), np.int64).reshape(-1, 2)
-    return _joined(np.arange(rows), np.concatenate([np.stack([owner, one[label]], axis=1), more]))
+    return joined(np.arange(rows), np.concatenate([np.stack([owner, one[label]], axis=1), more]))
 
 
-def _joined(groups: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def joined(groups: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """(rows,) group ids after rows that `edges` (n, 2) name have become one group."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -337,7 +337,7 @@ def _divide(table: _Table, plan: Plan) -> tuple[np.ndarray, np.ndarray, list[Ove
         if plan.by != "cluster" or not len(edges):
             return groups, part, overlaps
         # Only where CROWD was reached: what the comparison found is one group after all.
-        groups = _joined(groups, edges)
+        groups = joined(groups, edges)
 
 
 def _compare(table: _Table, part: np.ndarray, names: list[str], near: float | None) -> tuple[list[Overlap], np.ndarray]:

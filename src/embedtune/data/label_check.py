@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,6 @@ from embedtune.data.check import (
     MANY_DUPLICATES,
     MANY_LONG,
     MANY_NEAR,
-    MANY_UNKNOWN,
     NEAR_CHARACTERS,
     NEAR_ROWS,
     Measure,
@@ -26,6 +26,7 @@ from embedtune.data.check import (
     row_remarks,
 )
 from embedtune.data.clean import words_hash
+from embedtune.data.doctors import NEAR, Places, Scores, Side, SideTally, scores_of, unknown_remarks, unknown_share
 from embedtune.data.hub import HUB
 from embedtune.data.label_report import ClassCount, LabelDiagnosis, LabelKind
 from embedtune.data.labels import (
@@ -42,12 +43,10 @@ from embedtune.data.labels import (
 from embedtune.data.lines import ending, find_files
 from embedtune.data.named import find_column, finite, name_of
 from embedtune.data.near import leaders
-from embedtune.data.pair_check import NEAR, _Pairs, _scores, _SideTally
-from embedtune.data.pair_report import Scores, Side
 from embedtune.data.read import EXAMPLES, Counts, DataLike, read_rows
 from embedtune.data.shingles import sets_of
 from embedtune.data.tags import TAGGED, Scheme, Tagged, check_tags, is_conll, place_in, read_tagged, scheme_of, spans
-from embedtune.errors import UserError
+from embedtune.errors import UserError, short_list
 
 LOOKED_AT = 1000  # rows by which the kind of data is told
 FRACTIONS = 0.1  # share of fractions that makes a column of numbers one of scores
@@ -81,6 +80,25 @@ def kind_of_labels(data: DataLike, columns: Mapping[str, str] | None = None) -> 
     return "graded" if score is not None and any(finite(row.get(score)) is not None for row in rows) else None
 
 
+def candidates(data: DataLike, columns: Mapping[str, str] | None = None) -> list[str]:
+    """The columns that could hold the labels, scores or tags; the one that the user named, where one is named."""
+    given = dict(columns or {})
+    if asked := [given[our] for our in ("label", "score", "tags") if our in given]:
+        return asked
+    if is_conll(data) or (isinstance(data, (str, Path)) and Path(data).is_dir()):
+        return []
+    rows = [row.values for row in islice(read_rows(data, bad_rows="skip"), LOOKED_AT)]
+    tagged, known = set(TAGGED["tags"]), {*LABELLED["label"], *TAGGED["tags"]}
+    lists = find_column(TAGGED["tokens"], list(rows[0])) is not None
+    found = []
+    for name in rows[0]:
+        low, cells = name.casefold(), [row.get(name) for row in rows]
+        is_score = low in GRADED["score"] and any(finite(cell) is not None for cell in cells)
+        if name not in given.values() and (low in tagged if lists else low in known or is_score):
+            found.append(name)
+    return found
+
+
 def _fractions(cells: Sequence[Any]) -> float:
     """The share of fractions among cells that hold numbers, 0 where one holds something else."""
     numbers = [finite(cell) for cell in cells if cell is not None and cell != ""]
@@ -92,17 +110,17 @@ def _fractions(cells: Sequence[Any]) -> float:
 class _Found:
     """What one pass gathers: for each row a hash, an answer (its score, or a code of its labels), and its place."""
 
-    side: _SideTally = field(default_factory=lambda: _SideTally("rows"))
+    side: SideTally = field(default_factory=lambda: SideTally("rows"))
     answers: array[float] = field(default_factory=lambda: array("d"))
     codes: dict[Hashable, int] = field(default_factory=dict)
-    files: list[str] = field(default_factory=list)
-    places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))
+    places: Places = field(default_factory=Places)
     first: list[list[str]] = field(default_factory=list)
     census: Census = field(default_factory=Census)
     sentences: list[Tagged] = field(default_factory=list)  # without their tokens
     types: Counter[str] = field(default_factory=Counter)
     paired: bool = False
     without: int = 0
+    candidates: list[str] = field(default_factory=list)  # columns that could hold the answers
 
     def add(self, row: Labelled | Graded | Tagged, measure: Measure, special: int) -> None:
         """Take one row; `special` is how many tokens are added to a pair."""
@@ -113,10 +131,7 @@ class _Found:
         self.answers.append(self._answer(row))
         if len(self.first) < NEAR_ROWS:
             self.first.append([cell[:NEAR_CHARACTERS] for cell in cells])
-        if not self.files or self.files[-1] != row.file:
-            self.files.append(row.file)
-        self.places[0].append(len(self.files) - 1)
-        self.places[1].append(row.number)
+        self.places.add(row.file, row.number)
 
     def _answer(self, row: Labelled | Graded | Tagged) -> float:
         if isinstance(row, Graded):
@@ -133,9 +148,8 @@ class _Found:
 
     def likeness(self, row: int, other: int) -> str:
         """Where two rows stand that are alike."""
-        file = self.files[self.places[0][row]]
-        places = [place_in(self.files[self.places[0][each]], self.places[1][each]) for each in (row, other)]
-        return f"{places[0]} is like {places[1].removeprefix(f'{file}, ')}"
+        (file, number), there = self.places.at(row), place_in(*self.places.at(other))
+        return f"{place_in(file, number)} is like {there.removeprefix(f'{file}, ')}"
 
 
 def check_labels(
@@ -163,7 +177,8 @@ def check_labels(
                 found.add(row, measure, special)
         except UserError as error:
             fatal.append(error)
-    found.side.flush(measure)
+    with suppress(UserError):  # what cannot be read stands in `fatal`
+        found.candidates = candidates(data, columns)
     return _diagnose(kind, found, counts, fatal, measure, max_length, name_of(data))
 
 
@@ -191,14 +206,15 @@ def _diagnose(
     scheme = scheme_of(row.tags for row in found.sentences) if kind == "tagged" else None
     scores = None
     if kind == "graded" and used:
-        scores = _scores(_Pairs([], scores=found.answers, files=found.files, places=found.places))
+        scores = scores_of(np.array(found.answers), found.places)
     stops = [Remark(*error_parts(error)) for error in fatal]
     if used or not stops:
         stops += _stops(kind, found, scheme, where)
-    unknown = _unknown_share(found, measure)
+    unknown = unknown_share([found.side], measure)
     remarks = list(stops)
     if used:
-        remarks += row_remarks(counts) + _imbalance(kind, classes) + _remarks(kind, side, repeats, unknown, scores)
+        remarks += _doubtful(found.candidates) + row_remarks(counts) + _imbalance(kind, classes)
+        remarks += _remarks(kind, side, repeats, unknown, scores)
     return LabelDiagnosis(
         verdict="not usable" if stops else "usable, with remarks" if remarks else "ready",
         kind=kind,
@@ -225,6 +241,7 @@ def _diagnose(
         near_duplicates_rows=len(found.first),
         conflicts=repeats.conflicts,
         conflict_examples=repeats.examples,
+        across=repeats.across,
         notes=counts.notes,
     )
 
@@ -242,6 +259,7 @@ class _Repeats(NamedTuple):
     near: int
     conflicts: int
     examples: list[str]
+    across: int
 
 
 def _repeats(kind: LabelKind, found: _Found) -> _Repeats:
@@ -258,15 +276,9 @@ def _repeats(kind: LabelKind, found: _Found) -> _Repeats:
     compared = exact if kind == "tagged" else exact | near
     conflicts = np.flatnonzero(compared & against)
     examples = [found.likeness(row, int(like[row])) for row in conflicts[:EXAMPLES].tolist()]
-    return _Repeats(int(exact.sum()), int(near.sum()), len(conflicts), examples)
-
-
-def _unknown_share(found: _Found, measure: Measure) -> float | None:
-    if measure.backend is None:
-        return None
-    tally = found.side.tally
-    tokens = sum(length * many for length, many in tally.lengths.items()) - measure.special * len(found.answers)
-    return tally.unknown / max(tokens, 1)
+    files = np.array(found.places.files, np.int64)
+    across = int((files != files[like]).sum())
+    return _Repeats(int(exact.sum()), int(near.sum()), len(conflicts), examples, across)
 
 
 def _stops(kind: LabelKind, found: _Found, scheme: Scheme | None, where: str) -> list[Remark]:
@@ -283,6 +295,14 @@ def _stops(kind: LabelKind, found: _Found, scheme: Scheme | None, where: str) ->
     except UserError as error:
         return [Remark(*error_parts(error))]
     return []
+
+
+def _doubtful(names: Sequence[str]) -> list[Remark]:
+    """A remark where more than one column could hold the labels."""
+    if len(names) < 2:
+        return []
+    what = f"{len(names)} columns could hold the labels or scores: {short_list(list(map(repr, names)), most=6)}"
+    return [Remark(what, f"say which one: --columns label={names[0]}, or score=NAME")]
 
 
 def _imbalance(kind: LabelKind, classes: list[ClassCount]) -> list[Remark]:
@@ -313,19 +333,17 @@ def _remarks(
         what = f"{repeats.conflicts:,} rows repeat an earlier one, exactly or nearly, but not its label"
         fix = "settle which label is right, or leave such rows out"
         remarks.append(Remark(f"{what}: {'; '.join(repeats.examples)}", fix))
+    if repeats.across:
+        what = f"{repeats.across:,} rows repeat a row of another file, exactly or nearly: a score on it would flatter"
+        remarks.append(Remark(what, "embedtune data split --by cluster makes parts that share no text"))
     if repeats.exact > MANY_DUPLICATES * side.texts:
         what = f"{repeats.exact:,} rows ({repeats.exact / side.texts:.1%}) repeat an earlier one"
         remarks.append(Remark(what, cleaning))
     if repeats.near > MANY_NEAR * min(side.texts, NEAR_ROWS):
         what = f"{repeats.near:,} of the first {min(side.texts, NEAR_ROWS):,} rows nearly repeat an earlier one"
         remarks.append(Remark(what, cleaning))
-    if scores and scores.scale and scores.beyond:
-        low, high = scores.scale
-        what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
-        remarks.append(Remark(what, "mend these rows, or leave them out"))
-    if unknown is not None and unknown > MANY_UNKNOWN:
-        what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
-        remarks.append(Remark(what, "choose a model for this language with --model"))
+    remarks += scores.outside() if scores else []
+    remarks += unknown_remarks(unknown)
     if side.lengths and side.lengths.longer > MANY_LONG * side.texts:
         n = side.lengths
         what = f"{n.longer:,} rows ({n.longer / side.texts:.0%}) are longer than {n.limit:,} {n.unit}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from embedtune.data.check import Lengths, Remark
-from embedtune.data.pair_report import Scores, _score_lines
+from embedtune.data.check import Lengths, Remark, rejected_lines, verdict_lines
+from embedtune.data.doctors import Scores
 
 LabelKind = Literal["labelled", "graded", "tagged"]
 
@@ -52,6 +52,7 @@ class LabelDiagnosis:
     near_duplicates_rows: int
     conflicts: int  # rows that repeat an earlier one, with another label
     conflict_examples: list[str]
+    across: int  # rows that repeat one of another file
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,13 +68,11 @@ class LabelDiagnosis:
             f"size        {self.bytes:,} bytes in {self.files:,} file(s), sha256 {self.sha256[:16]}",
             f"rows        {self.rows:,} read, {self.used:,} used",
         ]
-        for reason, count in self.rejected.items():
-            more = "; ..." if count > len(self.examples[reason]) else ""
-            lines.append(f"            {count:,} {reason}: {'; '.join(self.examples[reason])}{more}")
+        lines += rejected_lines(self.rejected, self.examples)
         if self.kind != "graded":
             lines += self._class_lines()
         if self.scores:
-            lines += _score_lines(self.scores)
+            lines += self.scores.lines()
         if n := self.lengths:
             lines.append(f"{n.unit:<11} mean {n.mean:,.1f}, median {n.median:,}, p95 {n.p95:,}, max {n.max:,}")
             if n.limit:
@@ -85,11 +84,7 @@ class LabelDiagnosis:
         lines.append(f"duplicates  {repeats}; {self.conflicts:,} of them with another label")
         if self.near_duplicates_rows < self.used:
             lines[-1] += f" (near ones looked for in the first {self.near_duplicates_rows:,} rows only)"
-        lines += [f"note        {note}" for note in self.notes]
-        lines.append(f"verdict     {self.verdict}")
-        for remark in self.remarks:
-            lines += [f"  - {remark.what}"] + ([f"    fix: {remark.fix}"] if remark.fix else [])
-        return lines
+        return lines + verdict_lines(self.notes, self.verdict, self.remarks)
 
     def _class_lines(self) -> list[str]:
         """The classes, or the commonest and the rarest of them where they are many."""

@@ -12,44 +12,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedtune.data.check import (
-    BATCH_CHARACTERS,
-    BATCH_ROWS,
     FEW_ROWS,
     MANY_DUPLICATES,
     MANY_LONG,
     MANY_NEAR,
-    MANY_UNKNOWN,
     NEAR_CHARACTERS,
     NEAR_ROWS,
     Measure,
     Remark,
-    Tally,
     error_parts,
-    lengths_of,
     row_remarks,
 )
-from embedtune.data.clean import text_hash
+from embedtune.data.doctors import NEAR, Places, Scores, Side, SideTally, scores_of, unknown_remarks, unknown_share
 from embedtune.data.hub import HUB
 from embedtune.data.lines import ending, find_files
 from embedtune.data.near import leaders
-from embedtune.data.pair_report import Kind, PairDiagnosis, Scores, Side
+from embedtune.data.pair_report import Kind, PairDiagnosis
 from embedtune.data.pairs import SYNONYMS, Pair, ScoredPair, read_pairs, read_scored
-from embedtune.data.read import EXAMPLES, Counts, DataLike, place_of, read_rows
+from embedtune.data.read import Counts, DataLike, read_rows
 from embedtune.data.retrieval import is_beir
 from embedtune.data.shingles import sets_of
 from embedtune.errors import UserError
 
 FEWEST = 8  # pairs, below which training refuses
 BATCH = 32
-NEAR = 0.8
-SCALES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 5.0), (0.0, 10.0), (0.0, 100.0))
-BINS = 10
 MANY_MEET = 0.1  # share of pairs with a false negative in their batch that earns a remark
 LONGER = 2.0  # anchors so many times as long as positives look swapped
-ASKS = {
-    *("what", "who", "whom", "whose", "when", "where", "why", "which", "how", "is", "are", "was", "were", "do", "does"),
-    *("did", "can", "could", "should", "would", "will", "may"),
-}
 
 
 def kind_of(data: DataLike, columns: Mapping[str, str] | None = None) -> Kind | None:
@@ -67,57 +55,15 @@ def kind_of(data: DataLike, columns: Mapping[str, str] | None = None) -> Kind | 
 
 
 @dataclass
-class _SideTally:
-    """What one column gathers: 8 bytes for each text, and the lengths."""
-
-    name: str
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
-    tally: Tally = field(default_factory=Tally)
-    questions: int = 0
-    batch: list[str] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, text: str, measure: Measure) -> None:
-        self.hashes.append(text_hash(text))
-        self.questions += _asks(text)
-        self.batch.append(text)
-        self.size += len(text)
-        if len(self.batch) == BATCH_ROWS or self.size > BATCH_CHARACTERS:
-            self.flush(measure)
-
-    def flush(self, measure: Measure) -> None:
-        measure.add(self.batch, self.tally)
-        self.batch, self.size = [], 0
-
-    def done(self, measure: Measure, limit: int | None) -> Side:
-        lengths = lengths_of(self.tally.lengths, measure.unit, measure.special, limit)
-        tokens = sum(length * many for length, many in self.tally.lengths.items())
-        beyond = (
-            sum((length - limit) * many for length, many in self.tally.lengths.items() if length > limit)
-            if limit
-            else 0
-        )
-        distinct, texts = len(np.unique(np.array(self.hashes, np.uint64))), len(self.hashes)
-        return Side(self.name, texts, distinct, lengths, beyond / max(tokens, 1), self.questions / max(texts, 1))
-
-
-def _asks(text: str) -> bool:
-    """Whether a text looks like a question."""
-    end, start = text[-20:].rstrip(" \t\"')»”"), text[:30].casefold().split()
-    return end.endswith(("?", "\uff1f", "\u061f", "\u037e")) or (bool(start) and start[0].strip("¿\"'") in ASKS)
-
-
-@dataclass
 class _Pairs:
     """What one pass over the pairs gathers."""
 
-    sides: list[_SideTally]
+    sides: list[SideTally]
     pairs: int = 0
     identical: int = 0
     first: list[tuple[str, str]] = field(default_factory=list)
     scores: array[float] = field(default_factory=lambda: array("d"))
-    files: list[str] = field(default_factory=list)
-    places: tuple[array[int], array[int]] = field(default_factory=lambda: (array("I"), array("q")))  # of the scores
+    places: Places = field(default_factory=Places)  # of the scores
 
     def add(self, pair: Pair | ScoredPair, measure: Measure) -> None:
         """Take one pair."""
@@ -132,11 +78,8 @@ class _Pairs:
             for negative in pair.negatives:
                 self.sides[2].add(negative, measure)
         elif pair.score is not None:
-            if not self.files or self.files[-1] != pair.file:
-                self.files.append(pair.file)
             self.scores.append(pair.score)
-            self.places[0].append(len(self.files) - 1)
-            self.places[1].append(pair.number)
+            self.places.add(pair.file, pair.number)
 
 
 def check_pairs(
@@ -159,15 +102,13 @@ def check_pairs(
     with suppress(UserError):  # reading will say it again
         kind = kind_of(data, columns) or "pairs"
     names = ["anchors", "positives", "negatives"] if kind == "pairs" else ["sentence1", "sentence2"]
-    found = _Pairs([_SideTally(name) for name in names])
+    found = _Pairs([SideTally(name) for name in names])
     for source in sources:
         try:
             for pair in _read(source, kind, columns, counts):
                 found.add(pair, measure)
         except UserError as error:
             fatal.append(error)
-    for side in found.sides:
-        side.flush(measure)
     return _diagnose(kind, found, counts, fatal, measure, max_length)
 
 
@@ -188,8 +129,8 @@ def _diagnose(
     kind: Kind, found: _Pairs, counts: Counts, fatal: list[UserError], measure: Measure, limit: int | None
 ) -> PairDiagnosis:
     sides = [side.done(measure, limit) for side in found.sides]
-    repeats, unknown = _repeats(found), _unknown_share(found, measure)
-    scores = _scores(found) if found.scores else None
+    repeats, unknown = _repeats(found), unknown_share(found.sides, measure)
+    scores = scores_of(np.array(found.scores), found.places) if found.scores else None
     stops = [Remark(*error_parts(error)) for error in fatal]
     if found.pairs or not stops:
         stops += _stops(kind, found, sides, scores)
@@ -250,15 +191,6 @@ def _repeats(found: _Pairs) -> _Repeats:
     return _Repeats(found.pairs - distinct, near, most, min(BATCH, found.pairs), *meetings(codes[0], codes[1], BATCH))
 
 
-def _unknown_share(found: _Pairs, measure: Measure) -> float | None:
-    if measure.backend is None:
-        return None
-    tallies = [side.tally for side in found.sides]
-    texts = sum(len(side.hashes) for side in found.sides)
-    tokens = sum(length * many for tally in tallies for length, many in tally.lengths.items())
-    return sum(tally.unknown for tally in tallies) / max(tokens - measure.special * texts, 1)
-
-
 def meetings(anchors: np.ndarray, positives: np.ndarray, batch: int) -> tuple[float, float]:
     """How often pairs of a random batch (without replacement) share an anchor or a positive, by their (n,) codes.
 
@@ -299,11 +231,7 @@ def _stops(kind: Kind, found: _Pairs, sides: list[Side], scores: Scores | None) 
     if scores.scale is None:
         what = f"scores run from {scores.low:g} to {scores.high:g}, on no scale that is known"
         stops.append(Remark(what, "mend them; or say the scale when training: --low and --high"))
-    elif scores.beyond:
-        low, high = scores.scale
-        what = f"{scores.beyond:,} score(s) lie outside of {low:g} to {high:g}: {'; '.join(scores.beyond_examples)}"
-        stops.append(Remark(what, "mend these rows, or leave them out"))
-    return stops
+    return stops + scores.outside()
 
 
 def _remarks(found: _Pairs, sides: list[Side], repeats: _Repeats, unknown: float | None) -> list[Remark]:
@@ -317,9 +245,7 @@ def _remarks(found: _Pairs, sides: list[Side], repeats: _Repeats, unknown: float
     if repeats.near > MANY_NEAR * len(found.first):
         what = f"{repeats.near:,} of the first {len(found.first):,} pairs nearly repeat an earlier one on both sides"
         remarks.append(Remark(what, cleaning))
-    if unknown is not None and unknown > MANY_UNKNOWN:
-        what = f"{unknown:.1%} of the tokens are unknown to the model's vocabulary"
-        remarks.append(Remark(what, "choose a model for this language with --model"))
+    remarks += unknown_remarks(unknown)
     for side in sides:
         if side.lengths and side.lengths.longer > MANY_LONG * side.texts:
             n = side.lengths
@@ -346,33 +272,3 @@ def _pair_remarks(found: _Pairs, sides: list[Side], repeats: _Repeats) -> list[R
         fix = "nothing: training keeps such pairs apart, or masks them; with a loss of your own see that it does too"
         remarks.append(Remark(f"{what} in another pair, where it would be a negative", fix))
     return remarks
-
-
-def _scores(found: _Pairs) -> Scores:
-    values = np.array(found.scores)
-    scale = scale_of(values)
-    low, high = scale or (values.min(), values.max())
-    beyond = np.flatnonzero((values < low) | (values > high))
-    examples = [
-        f"{place_of(found.files[found.places[0][i]], found.places[1][i])}: {values[i]:g}"
-        for i in beyond[:EXAMPLES].tolist()
-    ]
-    within = np.clip(values, low, high)
-    histogram, edges = np.histogram(within, BINS, (low, high) if low < high else (low - 0.5, high + 0.5))
-    return Scores(
-        len(values), float(values.min()), float(values.max()), float(values.mean()), scale,
-        len(beyond), examples, histogram.tolist(), edges.tolist(),
-    )  # fmt: skip
-
-
-def scale_of(values: np.ndarray) -> tuple[float, float] | None:
-    """The first known scale that holds all scores but one in a hundred (all, where they are fewer than 20).
-
-    Scores from -1 to 1 are cosines even where few are negative.
-    """
-    most = max(1, len(values) // 100) if len(values) >= 20 else 0
-    for low, high in SCALES:
-        beyond = values[(values < low) | (values > high)]
-        if len(beyond) <= most and not (low == 0 and len(beyond) and (beyond >= -1).all() and (beyond < 0).all()):
-            return low, high
-    return None

@@ -5,36 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from embedtune.data.check import Lengths, Remark
+from embedtune.data.check import Remark, rejected_lines, verdict_lines
+from embedtune.data.doctors import Scores, Side
 
 Kind = Literal["pairs", "scored pairs"]
-
-
-@dataclass(frozen=True)
-class Side:
-    """The texts of one column, or of all columns of negatives."""
-
-    name: str
-    texts: int
-    distinct: int
-    lengths: Lengths | None
-    cut: float  # share of all tokens that lie beyond the limit
-    questions: float  # share of the texts that look like questions
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The scores: those there, those beyond the scale that most of them are on, and a histogram of ten bins."""
-
-    scored: int
-    low: float
-    high: float
-    mean: float
-    scale: tuple[float, float] | None
-    beyond: int
-    beyond_examples: list[str]
-    histogram: list[int]
-    edges: list[float]
 
 
 @dataclass(frozen=True)
@@ -78,9 +52,7 @@ class PairDiagnosis:
             f"size        {self.bytes:,} bytes in {self.files:,} file(s), sha256 {self.sha256[:16]}",
             f"rows        {self.rows:,} read, {self.used:,} used, {self.pairs:,} pairs",
         ]
-        for reason, count in self.rejected.items():
-            more = "; ..." if count > len(self.examples[reason]) else ""
-            lines.append(f"            {count:,} {reason}: {'; '.join(self.examples[reason])}{more}")
+        lines += rejected_lines(self.rejected, self.examples)
         for side in self.sides:
             lines.append(
                 f"{side.name:<11} {side.texts:,}, {side.distinct:,} distinct, {side.questions:.0%} look like questions"
@@ -99,7 +71,7 @@ class PairDiagnosis:
             meet = f"{self.meet:.1%} of the pairs meet their own anchor or positive in another pair"
             lines.append(f"batches     of {self.batch} at random: {meet} ({self.couples:.2f} couples a batch)")
         if self.scores:
-            lines += _score_lines(self.scores)
+            lines += self.scores.lines()
         if self.unknown_share is not None:
             lines.append(f"unknown     {self.unknown_share:.2%} of the tokens")
         lines.append(
@@ -108,17 +80,4 @@ class PairDiagnosis:
         )
         if self.near_duplicates_rows < self.pairs:
             lines[-1] += f" (near ones looked for in the first {self.near_duplicates_rows:,} only)"
-        lines += [f"note        {note}" for note in self.notes]
-        lines.append(f"verdict     {self.verdict}")
-        for remark in self.remarks:
-            lines += [f"  - {remark.what}"] + ([f"    fix: {remark.fix}"] if remark.fix else [])
-        return lines
-
-
-def _score_lines(scores: Scores) -> list[str]:
-    scale = "no known scale" if scores.scale is None else f"a scale of {scores.scale[0]:g} to {scores.scale[1]:g}"
-    most = max(scores.histogram)
-    lines = [f"scores      {scores.scored:,}, {scores.low:g} to {scores.high:g}, mean {scores.mean:.3g}; {scale}"]
-    for count, low, high in zip(scores.histogram, scores.edges, scores.edges[1:]):
-        lines.append(f"            {low:6.2f} to {high:6.2f} {count:>9,} {'#' * round(30 * count / most)}")
-    return lines
+        return lines + verdict_lines(self.notes, self.verdict, self.remarks)

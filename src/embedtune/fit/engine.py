@@ -112,7 +112,7 @@ def train(
     """
     total = total_steps(loop, objective.size, objective.head_steps)
     compute = objective.body if loop.precision == "bf16" else None
-    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute)
+    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute, loop.layer_decay)
     run = Run(objective, loop, optimizer, score, home, draw, listener, total)
     found = checkpoint.newest(run.checkpoints)
     if found is not None:

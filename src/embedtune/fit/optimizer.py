@@ -11,14 +11,26 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from embedtune.errors import UserError
+
 HEAD, BODY = "head", "body"
 
 
 class Optimizer:
-    """AdamW (arXiv 1711.05101) with groups for head and body, each with and without weight decay."""
+    """AdamW (arXiv 1711.05101) with groups for head and body, with and without weight decay, and for layers."""
 
-    def __init__(self, model: nn.Module, head: Iterable[str], weight_decay: float, bf16: nn.Module | None) -> None:
-        """`bf16` is the part of `model` that computes in bf16; None leaves all of it in float32."""
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Iterable[str],
+        weight_decay: float,
+        bf16: nn.Module | None,
+        layer_decay: float = 1.0,
+    ) -> None:
+        """`bf16` is the part of `model` that computes in bf16; None leaves all of it in float32.
+
+        `layer_decay`: see `layer_scales`; at 1 all layers learn at one rate.
+        """
         names = {name: p for name, p in model.named_parameters() if p.requires_grad}
         computing = list(bf16.parameters()) if bf16 is not None else []
         inside = {id(p) for p in computing}
@@ -32,14 +44,15 @@ class Optimizer:
             parameter.data = parameter.data.to(torch.bfloat16)
             parameter.register_post_accumulate_grad_hook(_collector(self.masters[name]))
         in_head = set(head)
-        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        scales = layer_scales(model, layer_decay) if layer_decay != 1.0 else {}
+        groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
         for name, master in self.masters.items():
             # Biases and norms are vectors; everything that decays is a matrix.
             decay = weight_decay if master.ndim > 1 else 0.0
             kind = HEAD if name in in_head else BODY
-            groups.setdefault((kind, decay), []).append(master)
+            groups.setdefault((kind, decay, scales.get(name, 1.0)), []).append(master)
         self.adam = torch.optim.AdamW(
-            [{"params": p, "kind": kind, "weight_decay": decay} for (kind, decay), p in groups.items()],
+            [{"params": p, "kind": k, "weight_decay": d, "scale": scale} for (k, d, scale), p in groups.items()],
             lr=0.0,
             betas=(0.9, 0.999),
             eps=1e-8,
@@ -56,9 +69,9 @@ class Optimizer:
         return found
 
     def step(self, rates: dict[str, float]) -> None:
-        """One update at the given learning rate per kind, then the working copies follow their masters."""
+        """One update at the given learning rate per kind (times the layer's scale); working copies follow masters."""
         for group in self.adam.param_groups:
-            group["lr"] = rates[group["kind"]]
+            group["lr"] = rates[group["kind"]] * group["scale"]
         moved = [name for name in self.working if self.masters[name].grad is not None]
         self.adam.step()
         if moved:
@@ -118,6 +131,33 @@ class Optimizer:
             parameter.data = self.masters[name].detach()
         for parameter, kept in self.frozen:
             parameter.data = kept
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
+    """What each parameter's learning rate is multiplied by, by name: decay^(L - l) in layer l of 0 .. L - 1.
+
+    The embeddings have decay^(L + 1); the head, and all that stands behind the layers, 1: what is near to the text was
+    learned for all tasks, what is near to the labels for none (arXiv 1801.06146). The layers are the longest list of
+    modules; embeddings are what stands before it, and tables of vectors wherever they stand. Raises UserError where
+    the model has no such list.
+    """
+    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    if not stacks:
+        raise UserError("finds no layers in this model", where="--layer-decay", fix="leave --layer-decay out")
+    stack, layers = max(stacks, key=lambda found: len(found[1]))
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    count, behind = len(layers), False
+    scales = {}
+    for name, parameter in model.named_parameters():
+        inside = name.startswith(stack + ".")
+        behind = behind or inside
+        depth = count + 1 if behind else 0
+        if inside:
+            depth = 1 + int(name.removeprefix(stack + ".").split(".")[0])
+        elif id(parameter) in tables:
+            depth = 0
+        scales[name] = decay ** (count + 1 - depth)
+    return scales
 
 
 def _collector(master: nn.Parameter):  # noqa: ANN202 - a hook for autograd

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import UserError
+from embedtune.judge import classification
 from embedtune.judge.report import Report
-from embedtune.judge.statistics import BIASED, LOWER, STATISTICS
+from embedtune.judge.statistics import BIASED, LOWER, STATISTICS, TALLIES
 
 DRAWS = 2000
 PAIRED_DRAWS = 10_000
@@ -40,6 +41,18 @@ class Difference:
     def clear(self) -> bool:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+
+class ClassInterval(NamedTuple):
+    """One class (or type of entity), as in `classification.PerClass`, with the 95 % interval of its F1."""
+
+    name: str
+    precision: float
+    recall: float
+    F1: float
+    support: int
+    low: float
+    high: float
 
 
 def paired(
@@ -104,6 +117,30 @@ def interval(
     mean = sums.sum() / sizes.sum()
     low, high = mean_interval(sums - mean * sizes, sizes, seed=seed, draws=draws)
     return max(0.0, float(mean + low)), float(mean + high if name in LOWER else min(1.0, mean + high))
+
+
+def by_class(report: Report, *, seed: int = 0, draws: int = DRAWS) -> list[ClassInterval]:
+    """Each class (or type of entity) with the 95 % interval of its F1; none where the task has no classes.
+
+    The expanded percentile interval on resampled items, with two more items for every class: one that is right, one
+    that is half a wrong prediction and half a miss, after Agresti and Coull. Without them the interval of a class of
+    ten items held its F1 of 0.98 in one of three simulations; with them in 94 to 99 % of those with 5 to 150 items and
+    an F1 of 0.6 to 0.98.
+    """
+    if report.task not in TALLIES:
+        return []
+    tallied, n = TALLIES[report.task], len(report.items)
+    found = classification.rows(report.classes, *(each[0] for each in tallied(report, np.ones((1, n)))))
+    parts = []
+    for drawn in _drawn_rows(n + 2, n + 2, draws, seed):
+        flat = (drawn + (n + 2) * np.arange(len(drawn))[:, None]).ravel()
+        times = np.bincount(flat, minlength=(n + 2) * len(drawn)).reshape(len(drawn), n + 2).astype(np.float64)
+        right, predicted, gold = tallied(report, times[:, :n])
+        more, wrong = times[:, n, None], times[:, n + 1, None]
+        total = predicted + gold + 2 * more + wrong
+        parts.append(np.divide(2 * (right + more), total, out=np.full(total.shape, np.nan), where=total > 0))
+    low, high = np.nanquantile(np.concatenate(parts), _tails(max(n, 2)), axis=0)
+    return [ClassInterval(*row, float(a), float(b)) for row, a, b in zip(found, low, high, strict=True)]
 
 
 def mean_interval(

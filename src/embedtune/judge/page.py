@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from embedtune import plots
+import numpy as np
+
+from embedtune import plots, plots_labels
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -24,8 +26,11 @@ NONE = "-"
 PARTS: dict[str, Any] = {
     **dict.fromkeys(("profile", "machine", "changed"), {}),
     **dict.fromkeys(("remarks", "log", "tables", "dims", "examples_of_pairs", "repeat"), ()),
-    **dict.fromkeys(("measure", "recipe"), ""),
+    **dict.fromkeys(("measure", "recipe", "kind", "task"), ""),
     **dict.fromkeys(("averaging", "drift"), None),
+    # Of labels only.
+    **dict.fromkeys(("models", "classes", "mistakes"), ()),
+    **dict.fromkeys(("confusion", "reliability", "scatter"), None),
 }
 
 
@@ -35,14 +40,15 @@ def page(story: Mapping[str, Any]) -> str:
     `story` has title, base, model, verdict, and what there is of PARTS. Of a table's row, low and high are the 95 %
     interval of the change; of an entry of `dims` they are the interval of tuned - base at that dimension.
     """
-    from jinja2 import Environment
+    from jinja2 import Environment, FunctionLoader
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    folder = resources.files("embedtune.judge")
+    loader = FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         **{"number": number, "signed": signed, "chance": chance, "percent": percent, "plain": plain},
         **{"clip": clip, "whole": whole},
     }
-    template = resources.files("embedtune.judge").joinpath("page.html").read_text(encoding="utf-8")
     told = {key: value for key, value in _clean(story).items() if value is not None}
     told = {**PARTS, **told}
     measure = told["measure"] or next((row["measure"] for table in told["tables"] for row in table["rows"]), "")
@@ -58,19 +64,21 @@ def page(story: Mapping[str, Any]) -> str:
         "pace": _pace(told["log"]),
         "sides": [(way, told["changed"].get(way) or ()) for way in ("better", "worse")],
         "clip_at": CLIP,
+        "constant": told["models"][0]["name"] if told["models"] else "constant",
     }
-    return environment.from_string(template).render({**told, **view, "measure": measure})
+    return environment.get_template("page.html").render({**told, **view, "measure": measure})
 
 
 def _pictures(told: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    """Inline SVG: "changes" has one for each table (None where nothing can be drawn), "dims" and "log" are single."""
-    ends = [row.get(key) for table in told["tables"] for row in table["rows"] for key in ("low", "high", "change")]
+    """Inline SVG: "changes" has one for each table (None where nothing can be drawn), the others are single."""
+    shown = [[row for row in table["rows"] if not row.get("lower")] for table in told["tables"]]
+    ends = [row.get(key) for rows in shown for row in rows for key in ("low", "high", "change")]
     known = [0.0, *(end for end in ends if plots.finite(end))]
     room = 0.06 * (max(known) - min(known)) or 0.01
     span = (min(known) - room, max(known) + room)
     changes = [
         _inline(
-            plots.changes_plot(table["rows"], span),
+            plots.changes_plot(shown[place], span),
             f"changes-{place}",
             f"Changes of the measures on {table['name']} with their intervals; the numbers are in the table.",
         )
@@ -82,7 +90,22 @@ def _pictures(told: Mapping[str, Any], measure: str) -> dict[str, Any]:
         "changes": changes,
         "dims": _inline(dims, "dims", f"{measure} at each dimension, base and tuned; the numbers are in the table."),
         "log": _inline(log, "log", "Loss, dev measure and learning rate over the steps of the training."),
+        **_answers(told),
     }
+
+
+def _answers(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What the tuned model said against what is right, where the story has it."""
+    drawn: dict[str, Any] = {}
+    if (found := told["confusion"]) and len(found["names"]) <= plots_labels.NUMBERED:
+        drawn["confusion"] = plots_labels.confusion_figure(np.array(found["counts"]), found["names"])
+    if found := told["reliability"]:
+        drawn["reliability"] = plots_labels.reliability_figure([np.array(part) for part in found["bins"]], found["ECE"])
+    if found := told["scatter"]:
+        drawn["scatter"] = plots_labels.scatter_figure(np.array(found["right"]), np.array(found["said"]))
+    words = {"confusion": "How often each class was taken for each.", "reliability": "Confidence against accuracy.",
+             "scatter": "Predicted scores over the right ones."}  # fmt: skip
+    return {name: _inline(figure, name, words[name]) for name, figure in drawn.items()}
 
 
 def _inline(figure: Any, name: str, label: str) -> Markup | None:

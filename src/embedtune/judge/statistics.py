@@ -17,6 +17,13 @@ LOWER = frozenset({"log_loss", "ECE", "MAE", "RMSE"})  # measures of which less 
 BIASED = frozenset({"F1", "ECE"})
 
 
+# From the same to how many of each class are right, predicted and gold: three of (B, C).
+TALLIES: Mapping[Task, Callable[[Report, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]] = {
+    "classification": classification.tallies,
+    "tagging": tagging.tallies,
+}
+
+
 def _of_scores(measure: Callable[..., np.ndarray]) -> Statistic:
     return lambda report, weights: measure(*report.judged(), weights)
 

@@ -45,8 +45,14 @@ def tagging_report(
 
 def per_type(report: Report) -> list[PerClass]:
     """Precision, recall, F1 and gold entities of each type that is in gold or predicted, by name."""
-    gold, predicted, right = (_counts(report)[:, 2 + offset :: 3].sum(0) for offset in range(3))
+    right, predicted, gold = (each[0] for each in tallies(report, np.ones((1, len(report.items)))))
     return rows(report.classes, right, predicted, gold)
+
+
+def tallies(report: Report, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many entities of each type are right, were predicted and are gold: three of (B, T)."""
+    gold, predicted, right = (weights @ _counts(report)[:, 2 + offset :: 3] for offset in range(3))
+    return right, predicted, gold
 
 
 def precision(report: Report, weights: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 
 from embedtune import keyed
 from embedtune.data.divide import leaks
+from embedtune.data.stratify import take
 from embedtune.encoder import heads, varlen
 from embedtune.encoder.device import pick_device
 from embedtune.encoder.load import Loaded
@@ -55,18 +56,9 @@ def draw(rows: list[T], most: int | None, seed: int) -> list[T]:
 
 def held_out(classes: np.ndarray, groups: np.ndarray, share: float, seed: int) -> np.ndarray:
     """(n,) bool: about `share` of the rows of each class ((n,) numbers), at least one, in whole `groups` (n,)."""
-    quota = np.maximum(1, np.round(np.bincount(classes) * share)).astype(int)
-    members: dict[int, list[int]] = {}
-    for row, group in enumerate(groups.tolist()):
-        members.setdefault(group, []).append(row)
-    names = np.array(list(members))
-    held = np.zeros(len(classes), bool)
-    for group in names[np.argsort(keyed.key(seed, HOLD, names), kind="stable")].tolist():
-        wanted = np.bincount(classes[members[group]], minlength=len(quota))
-        if (wanted <= quota).all():
-            held[members[group]] = True
-            quota -= wanted
-    return held
+    counts = np.eye(int(classes.max()) + 1, dtype=np.int64)[classes]
+    quota = np.maximum(1, np.round(counts.sum(0) * share)).astype(np.int64)
+    return take(counts, groups, quota, seed, HOLD)
 
 
 def say_leaks(train: Sequence[str], dev: Sequence[str], remarks: list[str]) -> None:

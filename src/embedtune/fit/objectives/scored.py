@@ -15,7 +15,7 @@ from torch import Tensor
 from embedtune import keyed
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import leaks, pair_groups
-from embedtune.data.pair_check import scale_of
+from embedtune.data.doctors import scale_of
 from embedtune.data.pairs import ScoredPair, read_scored
 from embedtune.data.read import Counts
 from embedtune.encoder import load
