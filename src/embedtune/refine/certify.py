@@ -158,7 +158,7 @@ def _embed(encoder: Any, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, 
 
     if not hasattr(encoder, "model"):
         raise UserError("is a hosted model, whose tokens cannot be counted", where=encoder.name, fix="a model folder")
-    blocks = list(embed(encoder.model, texts, max_tokens=encoder.max_tokens, precision=encoder.precision))
+    blocks = list(embed(encoder.model, texts, max_tokens=encoder.max_tokens))
     x, tokens = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("vectors", "tokens"))
     return x, tokens, sum(block.truncated for block in blocks)
 
