@@ -65,6 +65,15 @@ def attach(model: Any, affine: Affine, normalise: bool) -> str:
     return f"{place}, {'before the Normalize' if normalise else 'at the end'}"
 
 
+def embedding(model: Any, source: Path, precision: str) -> Any:
+    """What embeds: `model` itself, or for bf16 another one without its Normalize, since what is saved stays fp32."""
+    if precision == "fp32":
+        return model
+    half, _ = embedder.load_embedder(source, "bf16")
+    take_normalize(half)
+    return half
+
+
 def write_model(opened: Trainable, folder: Path, fill: Callable[[Path, Mapping[str, str]], None], readme: str) -> None:
     """Write the model to a folder that appears whole, by one rename; an existing one is replaced.
 

@@ -141,8 +141,7 @@ def erase(
     counts = Counts()
     with tempfile.TemporaryDirectory() as scratch:
         rows = _labelled(_rows(texts, wanted, counts), wanted.columns)
-        embedding, _ = embedder.load_embedder(source, precision)  # what is saved stays float32
-        cached = cache(Path(scratch), embedding, rows, encodings, note=note)
+        cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), rows, encodings, note=note)
         concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
         concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
         found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
