@@ -32,7 +32,7 @@ def call(tmp_path, monkeypatch, capfd):
         "ripe",
         "fogo",
         "beda",
-    ]  # words of the tiny vocabulary: the others are one unknown token
+    ]  # the tiny model knows these words
     people = (f"He found {known[n % 6]} of the {known[n // 6]} {n}\n" for n in range(30))
     (tmp_path / "people.txt").write_text("".join(people))
 
