@@ -138,7 +138,8 @@ def trainer(name: str, paths: dict[str, Path], out: Path, seed: int) -> None:
     arguments = TrainingArguments(
         output_dir=str(out) + "-steps", per_device_train_batch_size=BATCH, per_device_eval_batch_size=BATCH,
         num_train_epochs=EPOCHS[name], learning_rate=LR, lr_scheduler_type="linear", warmup_steps=0.05,
-        weight_decay=0.01, bf16=has_bf16(pick_device()), train_sampling_strategy="group_by_length",
+        weight_decay=0.01, bf16=has_bf16(pick_device()), use_cpu=pick_device().type == "cpu",
+        train_sampling_strategy="group_by_length",
         eval_strategy="epoch", save_strategy="epoch", save_total_limit=1, load_best_model_at_end=True,
         metric_for_best_model="value", greater_is_better=True, report_to="none", disable_tqdm=True, seed=seed,
         logging_strategy="no",
