@@ -25,7 +25,16 @@ def call(tmp_path, monkeypatch, capfd):
         lines += [line.format("[he]" if side == "pro" else "[she]").replace("cook", "guard") for line in WINO]
         (tmp_path / "wino" / f"{side}_stereotyped_type1.txt.dev").write_text("\n".join(lines))
     (tmp_path / "texts.txt").write_text("".join(f"He found {n} of her books\n\nA stone\n" for n in range(30)))
-    (tmp_path / "people.txt").write_text("".join(f"He found {n} of the books\n" for n in range(30)))
+    known = [
+        "bado",
+        "lita",
+        "mona",
+        "ripe",
+        "fogo",
+        "beda",
+    ]  # the tiny model knows these words
+    people = (f"He found {known[n % 6]} of the {known[n // 6]} {n}\n" for n in range(30))
+    (tmp_path / "people.txt").write_text("".join(people))
 
     def run(*argv, code=0):
         capfd.readouterr()
