@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from conftest import corpus
@@ -114,6 +117,18 @@ def test_bf16_is_near_and_pools_in_float32(tiny_model, kind):
         assert (torch.from_numpy(vectors).bfloat16().float().numpy() != vectors).any()
     cosines = (wanted * vectors).sum(1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(vectors, axis=1)
     assert 0.999 < cosines.min() < 1
+
+
+@pytest.mark.parametrize("kind", ["minilm", "modernbert"])
+def test_products_by_onednn_are_used_and_give_the_stock_vectors(tiny_model, kind, monkeypatch):
+    stock = SentenceTransformer(str(tiny_model(kind)), device="cpu", local_files_only=True)
+    made, _ = load_embedder(tiny_model(kind))
+    assert all(type(m) is not nn.Linear or isinstance(m.forward, partial) for m in made[0].model.modules())
+    data = corpus(60).split("\n")
+    wanted = stock.encode(data)
+    np.testing.assert_allclose(gathered(embed(made, data))[0], wanted, atol=1e-6 * np.abs(wanted).max())
+    features = made.preprocess(data[:3])
+    assert made(features)["sentence_embedding"].requires_grad  # outside of inference nothing has changed
 
 
 def test_the_model_is_left_as_it_was(model):

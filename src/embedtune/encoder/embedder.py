@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from embedtune import files
-from embedtune.encoder import load, varlen
+from embedtune.encoder import load, products, varlen
 from embedtune.errors import UserError, short_list
 
 Precision = Literal["fp32", "bf16"]
@@ -32,6 +32,7 @@ def load_embedder(folder: Path, precision: Precision = "fp32") -> tuple[Any, str
     """
     model = _open(folder, {}).float()
     padded = varlen.flatten(model[0])
+    products.use_onednn(model[0].model)
     if precision == "bf16":
         model[0].model.bfloat16()
         model[0].register_forward_hook(_as_float)
