@@ -3,7 +3,7 @@
     python benchmarks/erasure_real.py                              # all three concepts
     python benchmarks/erasure_real.py length --fit 2000 --fresh 900 --queries 20      # does it run at all?
 
-length: fitted on lines of general_900k and the SciFact abstracts, certified on other lines.
+length: fitted on lines of general_900k and SciFact abstracts, certified on other lines and abstracts.
 source: film reviews or medical sentences. role: question or answer, parted by what the question is about.
 Each is judged on SciFact dev and STS-B test. What is finished in --work is kept, so a run that was stopped goes on.
 """
@@ -61,8 +61,13 @@ def sides(texts: Iterable[str], fit: int, fresh: int) -> tuple[list[str], list[s
 
 def length_rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     fit, fresh = sides(lines("general_900k/data.txt.zst"), args.fit, args.fresh)
-    corpus = list(read_beir(DATA / "scifact", "dev").corpus.values())[: args.fit]
-    return [{"text": text} for text in [*fit, *corpus]], [{"text": text} for text in fresh]
+    corpus = list(read_beir(DATA / "scifact", "dev").corpus.values())
+    # Abstracts in both, in one proportion: rows of another kind have another relation of length and vector.
+    for side in (fit, fresh):
+        share = len(corpus) * len(side) // (args.fit + args.fresh)
+        side += corpus[:share]
+        del corpus[:share]
+    return [{"text": text} for text in fit], [{"text": text} for text in fresh]
 
 
 def source_rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
