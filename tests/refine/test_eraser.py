@@ -284,6 +284,16 @@ def test_weights_and_canonical_correlations():
     assert canonical_correlations(Statistics.of(x, z))[0] ** 2 == pytest.approx(probe(x, z[:, 0]), abs=1e-9)
 
 
+@pytest.mark.parametrize("n", [40, 90, 150])
+def test_few_rows_are_measured_as_they_are(n):
+    x, z = np.hsplit(np.random.default_rng(n).normal(size=(n, 101)), [100])
+    centred = x - x.mean(0)
+    best = np.linalg.lstsq(centred, z - z.mean(0), rcond=None)[0]
+    r2 = 1 - (((z - z.mean(0)) - centred @ best) ** 2).sum() / ((z - z.mean(0)) ** 2).sum()
+    found = canonical_correlations(Statistics.of(x, z))[0]
+    assert found**2 == pytest.approx(r2, abs=1e-6) and found <= 1
+
+
 def test_the_oracle_takes_away_what_no_affine_map_can():
     draw = np.random.default_rng(0)
     length = draw.uniform(-1, 1, 6000)

@@ -39,13 +39,14 @@ class Whitening:
         return Affine(weight, self.mean - weight @ self.mean)
 
 
-def whitening(statistics: Statistics, epsilon: float = FLOAT32) -> Whitening:
+def whitening(statistics: Statistics, epsilon: float = FLOAT32, *, shrink: bool = True) -> Whitening:
     """Whitened coordinates of the directions that live; the others have no coordinate, so they go to their mean.
 
     Dead are coordinates with less than 1e-6 of the median spread (a LayerNorm gain near zero), and eigen-directions of
     the correlation matrix below `epsilon` d lambda_max: in floating point both still carry what was divided out.
     With fewer rows than 2 d the correlations are shrunk towards zero, by the optimum for a normal law (OAS, arXiv
     0907.4698); with fewer than d nothing but a dead coordinate can be told from one that was not seen yet.
+    Without `shrink` they are the rows' own: that is for measuring these rows, and makes no map for others.
     """
     if not statistics.weight:
         raise UserError("there are no rows")
@@ -56,8 +57,8 @@ def whitening(statistics: Statistics, epsilon: float = FLOAT32) -> Whitening:
     spread, d = spread[alive], int(alive.sum())
     correlation = statistics.S_xx[np.ix_(alive, alive)] / statistics.weight / np.outer(spread, spread)
     values, vectors = np.linalg.eigh(correlation)
-    shrinkage = _shrinkage(values, statistics.n_effective) if statistics.n_effective < 2 * d else 0.0
-    if statistics.n_effective > d:
+    shrinkage = _shrinkage(values, statistics.n_effective) if shrink and statistics.n_effective < 2 * d else 0.0
+    if not shrink or statistics.n_effective > d:
         kept = values > values[-1] * d * epsilon
         values, vectors = values[kept], vectors[:, kept]
     root = np.sqrt((1 - shrinkage) * np.maximum(values, 0) + shrinkage)
@@ -99,8 +100,8 @@ def canonical_correlations(
     statistics: Statistics, columns: slice = slice(None), epsilon: float = FLOAT32
 ) -> np.ndarray:
     """How well each independent part of the concept can be read out linearly: correlations in [0, 1], largest first."""
-    moved = _moved(statistics, whitening(statistics, epsilon), columns)
-    return np.linalg.svd(moved, compute_uv=False) if moved.size else np.zeros(0)
+    moved = _moved(statistics, whitening(statistics, epsilon, shrink=False), columns)
+    return np.minimum(np.linalg.svd(moved, compute_uv=False), 1) if moved.size else np.zeros(0)  # 1 + rounding
 
 
 def _moved(statistics: Statistics, white: Whitening, columns: slice) -> np.ndarray:

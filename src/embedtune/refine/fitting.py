@@ -73,7 +73,7 @@ def fit_map(
     white = whitening(moments)
     if white.shrinkage:
         remarks.append(
-            f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions: their correlations were shrunk by "
+            f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions: for the map their correlations were shrunk by "
             f"{white.shrinkage:.0%}"
         )
     before, after = accumulate(chunks(out=True)), accumulate(chunks(affine, out=True))
