@@ -101,9 +101,47 @@ def test_an_erasure_that_is_none_leaks(place, fresh):
 def test_rows_of_the_fit_are_refused_in_any_form(place, tmp_path):
     with pytest.raises(UserError, match="these are the rows that the eraser was fitted on"):
         certify(str(place / "short"), Fresh(str(place / "fit.jsonl"), columns="text=text"))
-    turned = [{"text": row["text"], "n": n} for n, row in enumerate(FIT[::-1])]  # another digest
-    with pytest.raises(UserError, match="these are the rows that the eraser was fitted on"):
-        certify(str(place / "short"), Fresh(turned, columns="text=text"))
+    turned = [{"text": row["text"], "n": n} for n, row in enumerate(FIT[::-1])]  # another digest of the data
+    other = [{"text": row["text"] + "\u200b"} for row in FIT]  # other texts too, with the same tokens
+    for data in (turned, other):
+        with pytest.raises(UserError, match="the eraser was fitted on"):
+            certify(str(place / "short"), Fresh(data, columns="text=text"))
+
+
+def test_rows_of_the_fit_among_fresh_ones_are_left_out_and_counted(place, tmp_path):
+    clean = certify(str(place / "short"), Fresh(FRESH, columns="text=text"))
+    mixed = certify(str(place / "short"), Fresh([*FIT[:300], *FRESH], columns="text=text"))
+    assert mixed.after == clean.after and "300 rows left out: the eraser was fitted on them" in mixed.remarks
+    with pytest.raises(UserError, match=r"20 rows cannot judge \d+ dimensions; \d+ rows left out: the eraser was"):
+        certify(str(place / "short"), Fresh([*FIT, *FRESH[:20]], columns="text=text"))
+
+
+def test_a_folder_without_the_texts_of_the_fit_still_opens(place, fresh, tmp_path):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(place / "short", tmp_path / "old")
+    arrays = load_file(tmp_path / "old" / "erasure.safetensors")
+    assert arrays.pop("texts").dtype == np.uint64
+    save_file(arrays, tmp_path / "old" / "erasure.safetensors")
+    found = certify(str(tmp_path / "old"), fresh)
+    assert found.word == "GUARDED" and any("rows of the fit were not looked for" in each for each in found.remarks)
+
+
+def test_one_column_below_chance_is_enough_and_a_rare_class_is_not_below_it():
+    from embedtune.refine.certificate import Target
+    from embedtune.refine.certify import _refuse_fitted
+
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((2000, 200)) * np.exp(draw.standard_normal((2000, 1)))
+    rare = np.isin(np.arange(2000), np.argsort((x**2).sum(1))[:40])  # near the mean, of low leverage
+    free = draw.standard_normal(2000)
+    _refuse_fitted(x, Target(("rare", "free"), np.column_stack([rare, free])), "rows")
+    centred = x - x.mean(0)
+    unread = free - centred @ np.linalg.lstsq(centred, free, rcond=None)[0]
+    with pytest.raises(UserError, match="these are the rows"):
+        _refuse_fitted(x, Target(("free", "unread"), np.column_stack([free, unread])), "rows")
 
 
 def test_changed_weights_are_said(place, fresh, tmp_path):

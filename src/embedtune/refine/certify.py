@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,8 +22,8 @@ from embedtune.refine.certificate import Certificate, Erasure, Target, find
 from embedtune.refine.certificate_page import page, picture
 from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
 from embedtune.refine.cost import Cost, movement, tasks
-from embedtune.refine.probes import basis, chance_below
-from embedtune.refine.sidecar import ABOUT, read_about
+from embedtune.refine.probes import ASKED, FEWEST, basis, chance_below
+from embedtune.refine.sidecar import ABOUT, digest, fitted_texts, read_about
 
 LENGTH = "length"
 CERTIFICATE = "certificate"
@@ -76,9 +76,16 @@ def certify(
         raise UserError("a task is judged against the base", where="--retrieval, --similarity", fix="give --base")
     encodings = _erased(about, fresh.concept)
     name = encodings[0].name if encodings else fresh.concept or LENGTH
-    texts, values, counts, remarks = _read(fresh, None if _is_length(name, encodings) else name)
+    fitted = fitted_texts(folder) if about else ()
+    texts, values, counts, remarks = _read(fresh, None if _is_length(name, encodings) else name, fitted or ())
     if about and counts.sha256 == about.get("data_sha256"):
         raise _not_fresh(fresh.data)
+    if about and len(texts) < FEWEST * (live := about["live_dimensions"]) + 2:
+        what = f"{len(texts):,} rows cannot judge {live:,} dimensions"
+        fix = f"give fresh rows: at least {ASKED * live:,}"
+        raise UserError("; ".join([what, *remarks]), where="the fresh rows", fix=fix)
+    if fitted is None:
+        remarks.append("rows of the fit were not looked for: the folder is of an older version, which kept no digests")
     note(f"embedding {len(texts):,} texts")
     encoder = open_encoder(model, precision=precision, note=note)
     x, tokens, truncated = _embed(encoder, texts)
@@ -130,12 +137,14 @@ def _is_length(name: str, encodings: Sequence[Encoding]) -> bool:
     return encodings[0].source != "column" if encodings else name == LENGTH
 
 
-def _read(fresh: Fresh, column: str | None) -> tuple[list[str], list[Any] | None, Counts, list[str]]:
-    """Distinct texts, the values of the column, the tally, and what was left out."""
+def _read(
+    fresh: Fresh, column: str | None, fitted: Collection[int]
+) -> tuple[list[str], list[Any] | None, Counts, list[str]]:
+    """Distinct texts that are not among the `fitted`, the values of the column, the tally, and what was left out."""
     counts = Counts()
     columns = {**parse_columns(fresh.columns), **({column: column} if column else {})}
     found: dict[str, Any] = {}
-    twice = empty = 0
+    twice = empty = known = 0
     rows = read_texts(fresh.data, columns=columns, bad_rows=fresh.bad_rows, counts=counts)
     for row in islice(rows, fresh.rows):
         value = row.values.get(column) if column else 0
@@ -143,9 +152,12 @@ def _read(fresh: Fresh, column: str | None) -> tuple[list[str], list[Any] | None
             empty += 1
         elif row.values["text"] in found:
             twice += 1
+        elif digest(row.values["text"]) in fitted:
+            known += 1
         else:
             found[row.values["text"]] = value
     remarks = [f"{twice:,} rows left out: the same text again"] if twice else []
+    remarks += [f"{known:,} rows left out: the eraser was fitted on them"] if known else []
     remarks += [f"{empty:,} rows left out: no value of {column!r}"] if empty else []
     remarks += [f"{n:,} rows left out: {reason}" for reason, n in counts.rejected.items() if reason != "blank"]
     remarks += [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
@@ -206,12 +218,18 @@ def _classes(encoding: Encoding, z: np.ndarray) -> Target:
 
 
 def _refuse_fitted(x: np.ndarray, target: Target, data: DataLike) -> None:
-    """Raise UserError where a probe finds far less than chance would: then the eraser has seen these very rows."""
+    """Raise UserError where a probe finds far less than chance would: then the eraser has seen these very rows.
+
+    Chance finds sum_i h_i z_i^2, h_i the leverage of row i: less than r / (m - 1) for a class of rows near the mean.
+    """
     q = basis(x)
     z = target.z - target.z.mean(0)
-    length = np.linalg.norm(z, axis=0)
-    r2 = ((q.T @ (z / np.maximum(length, 1e-300))) ** 2).sum(0)
-    if all(chance_below(float(each), len(q), q.shape[1], 0.0) < TOO_GOOD for each in r2[length > 0]):
+    z = z[:, z.any(0)]
+    z /= np.linalg.norm(z, axis=0)
+    (m, r), k = q.shape, z.shape[1]
+    by_chance = (q**2).sum(1) @ z**2 * (m - 1) / r
+    r2 = ((q.T @ z) ** 2).sum(0) / by_chance
+    if any(chance_below(min(1.0, float(each)), m, r, 0.0) < TOO_GOOD / k for each in r2):
         raise _not_fresh(data)
 
 

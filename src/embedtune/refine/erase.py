@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from embedtune.errors import UserError, short_list
 from embedtune.refine.cached import cache
 from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
-from embedtune.refine.sidecar import refuse_second, write_erasure
+from embedtune.refine.sidecar import digest, refuse_second, write_erasure
 from embedtune.refine.space import space_of
 
 Method = Literal["sphere", "leace", "orthogonal", "inlp", "direction"]
@@ -138,9 +139,9 @@ def erase(
     opened = embedder.load_trainable(source)
     normalised = bake.take_normalize(opened.model)
     method, normalise, said = _way(wanted.method, normalised, opened.model.similarity_fn_name)
-    counts = Counts()
+    counts, read = Counts(), array("Q")
     with tempfile.TemporaryDirectory() as scratch:
-        rows = _labelled(_rows(texts, wanted, counts), wanted.columns)
+        rows = _labelled(_rows(texts, wanted, counts), wanted.columns, read)
         cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), rows, encodings, note=note)
         concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
         concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
@@ -164,7 +165,7 @@ def erase(
     bake.write_model(
         opened,
         Path(out),
-        lambda folder, weights: write_erasure(folder, found.affine, {**about, "weights": weights}),
+        lambda folder, weights: write_erasure(folder, found.affine, {**about, "weights": weights}, read),
         _card(model, erased),
     )
     return erased
@@ -187,10 +188,12 @@ def _rows(texts: Texts, wanted: Erasure, counts: Counts) -> Iterator[Row]:
     return islice(read_texts(texts.data, columns=columns, bad_rows=texts.bad_rows, counts=counts), texts.rows)
 
 
-def _labelled(rows: Iterable[Row], names: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _labelled(rows: Iterable[Row], names: tuple[str, ...], read: array[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Texts with the values of all concepts; the digest of each goes to `read`."""
     for row in rows:
         values = {name: row.values.get(name) for name in names}
         if not any(map(missing, values.values())):
+            read.append(digest(row.values["text"]))
             yield row.values["text"], values
 
 

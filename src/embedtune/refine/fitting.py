@@ -73,8 +73,8 @@ def fit_map(
     white = whitening(moments)
     if white.shrinkage:
         remarks.append(
-            f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions: for the map their correlations were shrunk by "
-            f"{white.shrinkage:.0%}"
+            f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions: for the map their correlations were "
+            f"shrunk by {white.shrinkage:.0%}"
         )
     before, after = accumulate(chunks(out=True)), accumulate(chunks(affine, out=True))
     ends = list(running((each.width for each in concepts), initial=0))
