@@ -54,7 +54,7 @@ def fresh(place):
 
 def test_length_before_and_after(place, fresh):
     found = certify(str(place / "short"), fresh, base=str(place / "base"))
-    assert found.word == "GUARDED" and found.concept == "length"
+    assert found.word == "TOO FEW ROWS" and found.concept == "length"
     assert {"log tokens", "tokens", "log tokens, spline 1"} <= {column.name for column in found.after.linear}
     before = {column.name: column for column in found.before.linear}
     for column in found.after.linear:
@@ -62,7 +62,8 @@ def test_length_before_and_after(place, fresh):
     assert before["log tokens"].low > 0.5
     assert found.erasure.rows == len(FIT) and found.erasure.residual < 1e-6 and not found.erasure.changed
     words = " ".join(found.sentences())
-    assert "linearly guarded up to rho2 <= 0." in words and "fresh rows" in words and "for 0.01 it needs" in words
+    assert "not shown to be guarded, rho2 may be up to 0." in words and "more fresh rows make the interval" in words
+    assert "fresh rows" in words and "for 0.01 it needs" in words
     assert "before, it was rho2 = 0." in words
     assert found.cost.moved.cosine_change > 0 and 0 < found.cost.moved.overlap <= 1
 
@@ -85,7 +86,7 @@ def test_a_category_and_an_absent_class(place, fresh):
     found = certify(str(place / "sourceless"), fresh, base=str(place / "base"))
     assert found.concept == "source" and {c.name for c in found.after.linear} == {"book", "web"}
     assert found.before.accuracy.low > 0.6 and found.after.accuracy.high < found.before.accuracy.low
-    assert found.word == "GUARDED" and found.after.readings[0].chance == 0.5
+    assert found.word == "TOO FEW ROWS" and found.after.readings[0].chance == 0.5
     one = [row for row in FRESH if row["source"] == "book"]
     with pytest.raises(UserError, match="every class needs 15 fresh rows: 'web' has 0"):
         certify(str(place / "sourceless"), Fresh(one, columns="text=text"))
@@ -96,6 +97,28 @@ def test_a_category_and_an_absent_class(place, fresh):
 def test_an_erasure_that_is_none_leaks(place, fresh):
     found = certify(str(place / "half"), fresh)
     assert found.word == "LEAKS" and found.sentences()[0].startswith("not linearly guarded: a linear probe on")
+
+
+def test_guarded_asks_for_rows_enough_of_the_fit():
+    from embedtune.refine import certificate, eraser
+    from embedtune.refine.statistics import Statistics
+
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((6000, 10))
+    z = x[:, :1] + draw.standard_normal((6000, 1)) / 3
+    words = {}
+    for n, strength in ((4000, 1.0), (40, 1.0), (4000, 0.5)):
+        out = eraser.leace(Statistics.of(x[:n], z[:n]), strength=strength)(x[4000:])
+        found = certificate.find(out, certificate.Target(("age",), z[4000:]), draw.integers(3, 99, 2000))
+        erasure = certificate.Erasure("leace", n, 10, 0.0, False)
+        seen = certificate.Certificate("m", None, "age", found, None, erasure, None, {}, 0)
+        words[n, strength] = seen.word
+        if n == 40:
+            said = "with 40 fit rows a fresh linear probe finds about 0.1837 by chance alone; fit on at least 171 rows"
+            assert found.linear[0].bound > 0.05 and any(each.startswith(said) for each in seen.sentences())
+        elif strength == 1:
+            assert found.linear[0].bound <= 0.05 and seen.sentences()[0].startswith("linearly guarded up to rho2 <= 0.")
+    assert words == {(4000, 1.0): "GUARDED", (40, 1.0): "TOO FEW ROWS", (4000, 0.5): "LEAKS"}
 
 
 def test_rows_of_the_fit_are_refused_in_any_form(place, tmp_path):
@@ -126,7 +149,7 @@ def test_a_folder_without_the_texts_of_the_fit_still_opens(place, fresh, tmp_pat
     assert arrays.pop("texts").dtype == np.uint64
     save_file(arrays, tmp_path / "old" / "erasure.safetensors")
     found = certify(str(tmp_path / "old"), fresh)
-    assert found.word == "GUARDED" and any("rows of the fit were not looked for" in each for each in found.remarks)
+    assert found.word != "NOT ERASED" and any("rows of the fit were not looked for" in each for each in found.remarks)
 
 
 def test_one_column_below_chance_is_enough_and_a_rare_class_is_not_below_it():
@@ -187,7 +210,7 @@ def test_the_command(place, tmp_path, capsys):
     assert "--base" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert run([*words, *tasks, "--base", str(place / "base"), "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("GUARDED\n") and "\nnDCG@10 on " in out and "\nspearman on scored.jsonl: " in out
+    assert out.startswith("TOO FEW ROWS\n") and "\nnDCG@10 on " in out and "\nspearman on scored.jsonl: " in out
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         f"certificate.{e}" for e in ("json", "html", "png", "svg")
     }

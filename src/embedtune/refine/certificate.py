@@ -22,8 +22,9 @@ from embedtune.refine.probes import (
     rows_for,
 )
 
-Word = Literal["GUARDED", "LEAKS", "NOT ERASED"]
+Word = Literal["GUARDED", "TOO FEW ROWS", "LEAKS", "NOT ERASED"]
 ENOUGH = 0.01  # of the variance: below it a leak is not called one
+GUARD = 0.05  # of the variance: the upper limit up to which a concept is called guarded
 FLOORS = 2  # times the floor: what is above cannot be put down to the few rows of the fit
 
 
@@ -125,11 +126,16 @@ class Certificate:
 
     @property
     def word(self) -> Word:
-        """GUARDED, or LEAKS where more is left than the finite number of rows explains, or NOT ERASED."""
+        """LEAKS where more is left than the finite number of rows explains, GUARDED where next to nothing can be.
+
+        TOO FEW ROWS: what may be left is explained by the number of rows, but it is not little. NOT ERASED.
+        """
         if self.erasure is None:
             return "NOT ERASED"
         explained = max(ENOUGH, FLOORS * self.erasure.floor)
-        return "LEAKS" if max(column.low for column in self.after.linear) > explained else "GUARDED"
+        if max(column.low for column in self.after.linear) > explained:
+            return "LEAKS"
+        return "GUARDED" if self.after.linear[0].bound <= GUARD else "TOO FEW ROWS"
 
     def sentences(self) -> list[str]:
         """The verdict in plain words: what holds, and beside it what does not."""
@@ -141,6 +147,9 @@ class Certificate:
         on = f"a linear probe on {self.after.rows:,} fresh rows"
         if self.word == "GUARDED":
             yield f"linearly guarded up to rho2 <= {worst.bound:.4f} (95 %): {on} finds {read}"
+        elif self.word == "TOO FEW ROWS":
+            yield f"not shown to be guarded, rho2 may be up to {worst.bound:.4f} (95 %): {on} finds {read}"
+            yield self._more_rows()
         elif self.word == "LEAKS":
             yield f"not linearly guarded: {on} finds {read}"
         else:
@@ -153,6 +162,16 @@ class Certificate:
                 f"linear discriminants tell the classes with a balanced accuracy of {seen.value:.3f} "
                 f"({seen.low:.3f} to {seen.high:.3f}); chance is {seen.chance:.3f}"
             )
+
+    def _more_rows(self) -> str:
+        assert self.erasure  # the word says so
+        n, needed = self.erasure.rows, rows_for(self.erasure.live, GUARD)
+        if n < needed:
+            return (
+                f"with {n:,} fit rows a fresh linear probe finds about {self.erasure.floor:.4f} by chance alone; "
+                f"fit on at least {needed:,} rows for {GUARD:g} or less"
+            )
+        return "more fresh rows make the interval narrower, more rows of the fit lower what is left"
 
     def _other(self) -> Iterator[str]:
         found, best = self.after, self.after.readings[0]
