@@ -98,6 +98,12 @@ def test_a_stock_model_gives_vectors_without_the_concepts_after_normalisation(ba
     assert all(a > 0.1 and abs(b) < 1e-9 for a, b in erased.r2)
 
 
+def test_the_report_and_the_certificate_name_one_floor(baked):
+    _, erased = baked
+    r = (erased.live - 1) / erased.n
+    assert f"finds about {r / (1 + r):.2%} again" in " ".join(erased.lines())
+
+
 def test_leace_before_a_normalisation_is_no_erasure(shapes, rows, tmp_path):
     erased = erase(str(shapes["normalised"]), Texts(rows), Erasure(length=True, method="leace"), tmp_path / "out")
     assert erased.r2[1][1] > 0.1 and erased.left > 1e-4

@@ -17,6 +17,7 @@ from embedtune.errors import UserError, short_list
 from embedtune.refine.cached import cache
 from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
+from embedtune.refine.probes import floor
 from embedtune.refine.sidecar import digest, refuse_second, write_erasure
 from embedtune.refine.space import space_of
 
@@ -100,7 +101,7 @@ class Erased:
             f"largest covariance of {after} with a concept: {self.left:.1e} (in standard deviations); "
             f"{self.variance:.1%} of the variance is gone; the cosine of two texts changes by {self.cosines:.3f}",
             "these figures are of the fitted texts; of fresh ones a new linear probe finds about "
-            f"{min(1.0, (self.live - 1) / self.n):.2%} again ((d-1)/n)",
+            f"{floor(self.live, self.n):.2%} again (r / (1 + r), r = (d - 1) / n)",
             "what is not linear stays: a network may still tell the concept",
         ]
         return [*out, *self.remarks, f"{self.folder}/ holds the model: {self.place}; erasure.json says what was done"]

@@ -19,6 +19,7 @@ from embedtune import files
 from embedtune.errors import UserError
 from embedtune.keyed import key, uniform
 from embedtune.plots import length_plot
+from embedtune.refine.probes import floor
 from embedtune.refine.space import check_space, space_of
 from embedtune.refine.statistics import Statistics, refuse_non_finite, solve
 
@@ -69,7 +70,7 @@ class LengthReport:
     def lines(self) -> list[str]:
         """The result in words, with what it does and does not promise."""
         n = self.n_fit + self.n_held_out
-        back = (self.live - 1) / self.n_fit
+        back = floor(self.live, self.n_fit)
         out = [
             f"length read out of {len(self.mean):,} dimensions ({self.live:,} live, {self.space} vectors): "
             f"fitted on {self.n_fit:,} texts, judged on {self.n_held_out:,} others",
@@ -81,7 +82,7 @@ class LengthReport:
         return [
             *out,
             "removing it takes away every linear read-out of the token count, from vectors used as they are; "
-            f"a probe fitted on fresh texts finds about {back:.2%} of the variance again ((d-1)/n)",
+            f"a probe fitted on fresh texts finds about {back:.2%} of the variance again (r / (1 + r), r = (d - 1) / n)",
             "it does not take away what is not linear, nor all of log length (in-sample linear R2 "
             f"{self.log_tokens.r2_fit:.3f} -> {self.log_r2_left:.3f})",
             NORMALISING[self.space],
