@@ -143,7 +143,7 @@ class Certificate:
 
     def _linear(self) -> Iterator[str]:
         worst = self.after.linear[0]
-        read = f"rho2 = {worst.rho2:.4f} of {worst.name} (95 % interval {worst.low:.4f} to {worst.high:.4f})"
+        read = f"rho2 = {worst.shown:.4f} of {worst.name} (95 % interval {worst.low:.4f} to {worst.high:.4f})"
         on = f"a linear probe on {self.after.rows:,} fresh rows"
         if self.word == "GUARDED":
             yield f"linearly guarded up to rho2 <= {worst.bound:.4f} (95 %): {on} finds {read}"
@@ -156,7 +156,7 @@ class Certificate:
             yield f"nothing was erased from this model: {on} finds {read}"
         if self.before:
             old = next(column for column in self.before.linear if column.name == worst.name)
-            yield f"before, it was rho2 = {old.rho2:.4f} ({old.low:.4f} to {old.high:.4f})"
+            yield f"before, it was rho2 = {old.shown:.4f} ({old.low:.4f} to {old.high:.4f})"
         if seen := self.after.accuracy:
             yield (
                 f"linear discriminants tell the classes with a balanced accuracy of {seen.value:.3f} "
@@ -259,7 +259,7 @@ def _by_name(found: Found | None, name: str) -> Linear | None:
 
 
 def _rho2(column: Linear | None) -> str:
-    return f"{column.rho2:.4f} ({column.low:.4f} to {column.high:.4f})" if column else "-"
+    return f"{column.shown:.4f} ({column.low:.4f} to {column.high:.4f})" if column else "-"
 
 
 def _scored(score: Accuracy | Reading | Hubness | None) -> str:

@@ -18,7 +18,7 @@ def picture(certificate: Certificate) -> Any:
     after, before = certificate.after, certificate.before
     share = "share of the variance that is read"
     old = {column.name: column for column in before.linear} if before else {}
-    linear = {c.name: (_rho2(old.get(c.name)), _bar(c.rho2, c.low, c.high)) for c in after.linear[:MOST]}
+    linear = {c.name: (_rho2(old[c.name]) if c.name in old else None, _rho2(c)) for c in after.linear[:MOST]}
     panels = [Panel("linear probe, population", share, 0.0, linear)]
     chance = after.readings[0].chance
     others = _others(after)
@@ -58,8 +58,8 @@ def _others(found: Found) -> dict[str, Bar]:
     return bars
 
 
-def _rho2(column: Linear | None) -> Bar | None:
-    return _bar(column.rho2, column.low, column.high) if column else None
+def _rho2(column: Linear) -> Bar:
+    return _bar(column.shown, column.low, column.high)
 
 
 def _bar(value: float, low: float, high: float) -> Bar:

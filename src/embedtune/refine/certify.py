@@ -203,7 +203,7 @@ def _target(encodings: Sequence[Encoding], values: Sequence[Any] | None, tokens:
 
 
 def _classes(encoding: Encoding, z: np.ndarray) -> Target:
-    """Every class against the others. Raises UserError where a class has too few rows to be told."""
+    """Every class against the others; of two it is the same, so once. Raises UserError for a class of too few rows."""
     several = encoding.kind == "multilabel"
     if not several:
         z = np.column_stack([1 - z.sum(1), z])
@@ -214,7 +214,10 @@ def _classes(encoding: Encoding, z: np.ndarray) -> Target:
             where=f"concept {encoding.name!r}",
             fix="give more rows of these classes",
         )
-    return Target(encoding.classes, z, None if several else z.argmax(1), several)
+    if several:
+        return Target(encoding.classes, z, None, several)
+    names = encoding.classes if len(encoding.classes) > 2 else (" / ".join(encoding.classes),)
+    return Target(names, z[:, : len(names)], z.argmax(1))
 
 
 def _refuse_fitted(x: np.ndarray, target: Target, data: DataLike) -> None:

@@ -82,7 +82,7 @@ class LengthReport:
         return [
             *out,
             "removing it takes away every linear read-out of the token count, from vectors used as they are; "
-            f"a probe fitted on fresh texts finds about {back:.2%} of the variance again (r / (1 + r), r = (d - 1) / n)",
+            f"a probe of fresh texts finds about {back:.2%} of the variance again (r / (1 + r), r = (d - 1) / n)",
             "it does not take away what is not linear, nor all of log length (in-sample linear R2 "
             f"{self.log_tokens.r2_fit:.3f} -> {self.log_r2_left:.3f})",
             NORMALISING[self.space],

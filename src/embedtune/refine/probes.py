@@ -40,6 +40,11 @@ class Linear:
     bound: float
     p: float
 
+    @property
+    def shown(self) -> float:
+        """`rho2` for a reader: no share of a variance is below zero, though an unbiased estimate may be."""
+        return max(0.0, self.rho2)
+
 
 @dataclass(frozen=True)
 class Accuracy:
