@@ -1,6 +1,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_the_report_and_the_certificate_name_one_floor(baked):
     _, erased = baked
     r = (erased.live - 1) / erased.n
     assert f"finds about {r / (1 + r):.2%} again" in " ".join(erased.lines())
+
+
+def test_a_sphere_that_did_not_converge_is_noted_last_and_more_variance_is_called_so(
+    baked, shapes, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("embedtune.refine.fitting.CONVERGED", 0.0)
+    texts = Texts(read(rows)[:40])  # few for 24 dimensions, which is noted as well
+    erased = erase(str(shapes["normalised"]), texts, Erasure(("topic",)), tmp_path / "out")
+    assert any("few for 24 dimensions" in each for each in erased.remarks)
+    assert erased.lines()[-1].startswith(f"note: {erased.passes} passes of the sphere method did not converge: ")
+    assert "did not converge" in (tmp_path / "out" / "README.md").read_text()
+    grown = " ".join(replace(baked[1], variance=-0.018).lines())
+    assert "the variance grew by 1.8%" in grown and "is gone" not in grown
 
 
 def test_leace_before_a_normalisation_is_no_erasure(shapes, rows, tmp_path):

@@ -92,19 +92,26 @@ class Erased:
     remarks: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The result in words, with what it does and does not promise."""
+        """The result in words, and last what is to be noted."""
+        where = f"{self.folder}/ holds the model: {self.place}; erasure.json says what was done"
+        return [*self.figures(), where, *self.remarks]
+
+    def figures(self) -> list[str]:
+        """What the erasure did to the fitted texts, with what it does and does not promise."""
         after = "the normalised output" if self.normalised else "the output"
+        gone = self.variance
+        change = f"{gone:.1%} of the variance is gone" if gone >= 0 else f"the variance grew by {-gone:.1%}"
         out = [f"{_words(each)}: linear R2 {a:.4f} -> {b:.4f}" for each, (a, b) in zip(self.concepts, self.r2)]
-        out += [
+        return [
+            *out,
             f"method {self.method}: {self.rank:,} of {self.live:,} live dimensions, fitted on {self.n:,} texts"
             + (f" in {self.passes} passes" if self.passes > 1 else ""),
             f"largest covariance of {after} with a concept: {self.left:.1e} (in standard deviations); "
-            f"{self.variance:.1%} of the variance is gone; the cosine of two texts changes by {self.cosines:.3f}",
+            f"{change}; the cosine of two texts changes by {self.cosines:.3f}",
             "these figures are of the fitted texts; of fresh ones a new linear probe finds about "
             f"{floor(self.live, self.n):.2%} again (r / (1 + r), r = (d - 1) / n)",
             "what is not linear stays: a network may still tell the concept",
         ]
-        return [*out, *self.remarks, f"{self.folder}/ holds the model: {self.place}; erasure.json says what was done"]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, for JSON."""
@@ -227,7 +234,7 @@ def _words(concept: Encoding) -> str:
 
 def _card(model: str, erased: Erased) -> str:
     """The model card."""
-    lines = "\n".join(f"- {line}" for line in erased.lines()[:-1])
+    lines = "\n".join(f"- {line}" for line in (*erased.figures(), *erased.remarks))
     return f"# Model with concepts erased\n\nMade from `{model}` with embedtune: {erased.place}.\n\n{lines}\n"
 
 

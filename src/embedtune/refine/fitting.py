@@ -61,12 +61,15 @@ def fit_map(
             yield (unit(x) if out and normalise else x), z
 
     moments = accumulate(chunks())
-    remarks = []
+    remarks, last = [], []
     if method == "sphere":
         fitted = sphere(chunks, moments, keep=keep, strength=strength)
         affine, passes = fitted.affine, len(fitted.found)
         if fitted.left > CONVERGED:
-            remarks.append(f"after {passes} passes a covariance of {fitted.left:.1e} is left: it did not converge")
+            last = [
+                f"note: {passes} passes of the sphere method did not converge: {fitted.left:.1e} of covariance left; "
+                "erase fewer concepts at once, or fit on more texts"
+            ]
     else:
         kept: dict[str, Any] = {"keep": keep} if keep else {}
         affine, passes = eraser.METHODS[method](moments, strength=strength, **kept), 1
@@ -92,7 +95,7 @@ def fit_map(
         passes=passes,
         cosines=_cosines(cached.x, affine),
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
-        remarks=tuple(remarks),
+        remarks=(*remarks, *last),
     )
 
 
