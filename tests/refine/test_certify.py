@@ -1,6 +1,7 @@
 """The certificate on a tiny model: what it says, what it refuses, and what it writes."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -228,6 +229,12 @@ def test_the_command(place, tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         f"certificate.{e}" for e in ("json", "html", "png", "svg")
     }
+    assert "replaced" not in out
+    os.utime(tmp_path / "out" / "certificate.json", (1e9, 1e9))
+    assert run([*words, "--out", str(tmp_path / "out")]) == 0
+    assert "replaced the certificate of 2001-09-" in capsys.readouterr().out
+    assert run(["refine", "certify", "all-MiniLM-L6-v2", *words[3:]]) == 2
+    assert "give --out DIR: all-MiniLM-L6-v2 is not a folder to write into" in capsys.readouterr().err
     swapped = ["--retrieval", str(tmp_path / "scored.jsonl"), "--base", str(place / "base")]
     assert run([*words, *swapped]) == 2 and "holds data of the other kind" in capsys.readouterr().err
 

@@ -209,11 +209,12 @@ def length(command: Length, talk: Talk) -> Output:
 
 def certify(command: Certify, talk: Talk) -> Output:
     """Probe, compare, and add the certificate to a folder."""
-    from embedtune.encoder import load
     from embedtune.parts import open_judged
     from embedtune.refine import certify as work
 
-    folder = Path(command.out) if command.out else load.find_own(command.model)
+    folder = Path(command.out or command.model)
+    if not command.out and not folder.is_dir():
+        raise UserError(f"give --out DIR: {command.model} is not a folder to write into")
     retrieval = [open_judged(name, bad_rows=command.bad_rows).retrieval for name in command.retrieval]
     similarity = [open_judged(name, bad_rows=command.bad_rows) for name in command.similarity]
     wrong = [n for n, found in zip(command.retrieval, retrieval) if found is None]
@@ -225,9 +226,10 @@ def certify(command: Certify, talk: Talk) -> Output:
     judged = work.Judged([data for data in retrieval if data], [(data.name, data.scored) for data in similarity])
     found = work.certify(command.model, fresh, base=command.base, judged=judged, precision=command.precision,
                          seed=command.seed, note=talk.note)  # fmt: skip
+    earlier = work.earlier(folder)
     names = work.write_certificate(found, folder)
     lines = [found.word, *found.sentences(), *found.costs(), "", *table(["probe", "before", "after"], found.figures())]
-    return Output([*lines, "", f"{folder}/ now holds {', '.join(names)}"], found.as_dict())
+    return Output([*lines, "", f"{folder}/ now holds {', '.join(names)}", *earlier], found.as_dict())
 
 
 COMMANDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,14 @@ def certify(
         remarks.append(f"{truncated:,} texts were cut at the model's limit: they count as cut")
     digests = {"data": counts.sha256, "erasure": about["erasure_sha256"] if about else None, **weight_sums(folder)}
     return Certificate(model, base, name, after, before, _erasure(about, folder), cost, digests, seed, tuple(remarks))
+
+
+def earlier(folder: Path) -> list[str]:
+    """What is to be said where a folder has a certificate already, which the next one replaces."""
+    path = folder / f"{CERTIFICATE}.json"
+    if not path.is_file():
+        return []
+    return [f"replaced the certificate of {datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"]
 
 
 def write_certificate(certificate: Certificate, folder: Path) -> list[str]:
