@@ -248,7 +248,7 @@ def test_refused_changes_change_nothing(some):
     before = (some.folder / "index.json").read_bytes()
     for change, says in (
         (lambda: some.add(records(TEXTS[:3], 58)), "'t58' already"),
-        (lambda: some.add([Record("x", "a", {}), Record("x", "b", {})]), "'x' twice"),
+        (lambda: some.add([Record("x", "a", {}), Record("x", "b", {})]), "two of the new texts have the id 'x'"),
         (lambda: some.add([]), "nothing to add"),
         (lambda: some.delete(["t1", "t9999"]), "no text with the id t9999"),
     ):
@@ -295,9 +295,13 @@ def test_the_commands(model, tmp_path, monkeypatch, capsys):
 
     assert "60 texts in idx/" in run("index", "a.jsonl", "--model", model, "--out", "idx", "--dtype", "int8").out
     assert "exists already" in run("index", "a.jsonl", "--model", model, "--out", "idx", code=2).err
-    assert "+20 texts: 80" in run("add", "idx", "b.jsonl").out
+    assert "texts added: 20; 80 in idx/" in run("add", "idx", "b.jsonl").out
     assert "already" in run("add", "idx", "b.jsonl", code=2).err
-    assert "+0 texts: 80" in run("update", "idx", "b.jsonl").out
+    assert "texts added: 20, 20 of them in place of older ones; 80 in idx/" in run("update", "idx", "b.jsonl").out
+    Path("long.jsonl").write_text(json.dumps({"id": "long", "text": "bade fima " * 900}))
+    assert "1 texts are longer than the model reads" in run("update", "idx", "long.jsonl").out
+    run("delete", "idx", "long")
+    Path("long.jsonl").unlink()
     assert "2 texts deleted: 78" in run("delete", "idx", "t3", "t4").out
     assert "78 texts" in run("compact", "idx").out
     said = run("query", "idx", TEXTS[70], "--top", "2", "--beside", model).out.splitlines()

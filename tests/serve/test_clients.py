@@ -49,16 +49,16 @@ def address():
 def test_openais_client(address):
     openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="secret-key", max_retries=0)
-    packed = client.embeddings.create(model="any", input=TEXTS)  # this client asks for base64
-    plain = client.embeddings.create(model="any", input=TEXTS, encoding_format="float", dimensions=4)
+    packed = client.embeddings.create(model="fake", input=TEXTS)  # this client asks for base64
+    plain = client.embeddings.create(model="fake", input=TEXTS, encoding_format="float", dimensions=4)
     vectors = np.array([row.embedding for row in packed.data])
     assert vectors.shape == (3, 8) and np.allclose(vectors[0], vectors[2]) and packed.usage.prompt_tokens == 12
     short = vectors[:, :4] / np.linalg.norm(vectors[:, :4], axis=1, keepdims=True)
     assert np.allclose([row.embedding for row in plain.data], short, atol=1e-6)
-    assert len(client.embeddings.create(model="any", input=[[1, 2], [3]]).data) == 2
+    assert len(client.embeddings.create(model="fake", input=[[1, 2], [3]]).data) == 2
     assert [model.id for model in client.models.list()] == ["fake"]
     with pytest.raises(openai.UnprocessableEntityError) as wrong:
-        client.embeddings.create(model="any", input=[""])
+        client.embeddings.create(model="fake", input=[""])
     assert "at least 1 character" in wrong.value.body["message"]
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()

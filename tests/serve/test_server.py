@@ -33,7 +33,7 @@ def served(test, model=None, **given):
 def test_float_and_base64_are_the_same_vectors_in_the_order_of_the_texts():
     async def test(client, service):
         texts = ["a", "b c", "a", ""[:0] + "d"]
-        _, _, plain = await client("POST", "/v1/embeddings", {"input": texts, "model": "any"})
+        _, _, plain = await client("POST", "/v1/embeddings", {"input": texts, "model": "fake"})
         _, _, packed = await client("POST", "/v1/embeddings", {"input": texts, "encoding_format": "base64"})
         vectors = np.array([row["embedding"] for row in plain["data"]])
         unpacked = [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in packed["data"]]
@@ -41,6 +41,22 @@ def test_float_and_base64_are_the_same_vectors_in_the_order_of_the_texts():
         assert not np.allclose(vectors[0], vectors[1])
         assert [row["index"] for row in plain["data"]] == [0, 1, 2, 3]
         assert plain["usage"] == {"prompt_tokens": 3 + 4 + 3 + 3, "total_tokens": 13} and plain["model"] == "fake"
+
+    served(test)
+
+
+def test_another_models_name_is_not_answered_and_errors_say_what_to_do():
+    async def test(client, service):
+        status, _, body = await client("POST", "/v1/embeddings", {"input": "a", "model": "text-embedding-3-small"})
+        assert status == 404 and "there is fake" in body["error"]["message"]
+        service.also = ("text-embedding-3-small",)
+        assert (await client("POST", "/v1/embeddings", {"input": "a", "model": "text-embedding-3-small"}))[0] == 200
+        for raw, said in (
+            (b"{bad", "not JSON, from character 1"), (b'{"input": []}', "at least 1 item"), (b'"a"', "JSON object"),
+            (b'{"input": "a", "imput": 1}', "imput: Extra inputs"),
+        ):  # fmt: skip
+            status, _, body = await client("POST", "/v1/embeddings", raw=raw)
+            assert status == 422 and said in body["error"]["message"]
 
     served(test)
 

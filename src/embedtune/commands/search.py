@@ -143,9 +143,18 @@ def _added(command: Add, talk: Talk, update: bool) -> Output:
         raise UserError("name an index and data", fix="embedtune search add INDEX DATA")
     opened = _open(command, talk)
     records, left = _records(command)
-    before = len(opened)
-    opened = opened.add(records, update=update)
-    return _said(opened, f"{len(opened) - before:+,} texts: {len(opened):,} in {command.index}/", left())
+    before, given = len(opened), 0
+
+    def counted() -> Iterator[Any]:
+        nonlocal given
+        for record in records:
+            given += 1
+            yield record
+
+    opened = opened.add(counted(), update=update)
+    replaced = given - (len(opened) - before)
+    words = f", {replaced:,} of them in place of older ones" if update else ""
+    return _said(opened, f"texts added: {given:,}{words}; {len(opened):,} in {command.index}/", left())
 
 
 def delete(command: Delete, talk: Talk) -> Output:
@@ -249,6 +258,8 @@ def _records(command: Any) -> tuple[Iterator[Any], Any]:
 
 
 def _said(opened: Any, line: str, more: list[str]) -> Output:
+    if cut := getattr(opened.encoder, "truncated", 0):
+        more = [*more, f"{cut:,} texts are longer than the model reads: only their beginning was embedded"]
     return Output([line, *more], {"index": str(opened.folder), "texts": len(opened), "remarks": more})
 
 

@@ -24,6 +24,8 @@ class Serve:
 
     # Model folder or hub name.
     model: str
+    # Further names that clients may ask for, where theirs is fixed: text-embedding-3-small, say.
+    names: tuple[str, ...] = ()
     # Folders of indexes that this model made, for /search and the page; a second one, of another model, stands beside.
     index: tuple[str, ...] = ()
     # Where votes on what is found are written, a line each: a file that `fit contrastive` reads.
@@ -53,18 +55,17 @@ def serve(command: Serve, talk: Talk) -> Output:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed", fix="pip install 'embedtune[serve]'") from error
-    from embedtune.encoder import load
     from embedtune.encoder.device import has_bf16, pick_device
     from embedtune.serve.app import Service, make_app
     from embedtune.serve.batcher import Limits
     from embedtune.serve.guard import Guard
-    from embedtune.serve.model import open_all
+    from embedtune.serve.model import check_indexes, open_all
 
-    load.find(command.model)  # a name that is wrong is said now
+    check_indexes(command.model, command.index)  # what is wrong with the names is said now
     precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
     limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
     service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
-                      Path(command.feedback))  # fmt: skip
+                      Path(command.feedback), command.names)  # fmt: skip
     config = uvicorn.Config(Guard(make_app(service), key), command.host, command.port, log_level="warning",
                             timeout_keep_alive=30, h11_max_incomplete_event_size=2**16,
                             timeout_graceful_shutdown=30, server_header=False, lifespan="on")  # fmt: skip

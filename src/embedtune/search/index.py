@@ -64,7 +64,12 @@ class Index:
         folder = Path(folder)
         manifest = store.read_manifest(folder)
         name = model or manifest.model
-        if identity(name) != manifest.identity:
+        try:
+            found = identity(name)
+        except UserError as error:
+            what = f"was made with {name}, which cannot be opened: {error.what}"
+            raise UserError(what, where=str(folder), fix="say with --model where that model is now") from error
+        if found != manifest.identity:
             what = f"was made with {manifest.model}, and {name} is not that model any more"
             raise UserError(what, where=str(folder), fix=f"give the same model with --model, or {store.REBUILD}")
         return _opened(folder, open_encoder(name, precision=manifest.precision, note=note))
@@ -80,8 +85,11 @@ class Index:
 
             def checked() -> Iterator[Record]:
                 for record in records:
-                    if record.id in fresh or (record.id in places and not update):
-                        what = f"has the id {record.id[:80]!r} {'twice' if record.id in fresh else 'already'}"
+                    if record.id in fresh:
+                        what = f"two of the new texts have the id {record.id[:80]!r}"
+                        raise UserError(what, fix="give each text an id of its own")
+                    if record.id in places and not update:
+                        what = f"has the id {record.id[:80]!r} already"
                         raise UserError(what, where=str(self.folder), fix="search update replaces texts by their ids")
                     fresh.add(record.id)
                     yield record

@@ -74,7 +74,10 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         fix = "make one: embedtune search index DATA --model M --out DIR"
         raise UserError("is not an index: it has no index.json", where=str(folder), fix=fix)
-    found = files.read_json(path)
+    try:
+        found = files.read_json(path)
+    except UserError as error:
+        raise UserError(error.what, where=str(path), fix=REBUILD) from error
     version = found.get("version") if isinstance(found, dict) else None
     if isinstance(version, int) and version > VERSION:
         what = f"was made by a newer embedtune (index version {version}, this one reads {VERSION})"

@@ -58,6 +58,7 @@ class Service:
     load: Callable[[], tuple[Served, Sequence[tuple[Shelf, Served]]]]
     limits: Limits
     feedback: Path = Path("feedback.jsonl")
+    also: tuple[str, ...] = ()  # further names of the model
     metrics: Metrics = field(default_factory=Metrics)
     started: int = field(default_factory=lambda: int(time.time()))
     model: Served | None = None
@@ -77,6 +78,11 @@ class Service:
         if not self.batcher.alive:
             raise HTTPException(503, "the worker has died; restart the server", {"Retry-After": "5"})
         return self.model, self.batcher
+
+    def names(self) -> list[str]:
+        """What clients may call the model."""
+        own = [self.model.name, Path(self.model.name).name] if self.model else []
+        return list(dict.fromkeys([*own, *self.also]))
 
     def shelves(self) -> Library:
         """The indexes; 404 where the server has none, 503 while it loads."""
@@ -200,6 +206,8 @@ def _openai(app: FastAPI, service: Service) -> None:
     async def embeddings(asked: EmbeddingsRequest, request: Request) -> Embeddings:
         """Vectors of texts, or of rows of token ids."""
         model, _ = service.ready()
+        if asked.model is not None and asked.model not in (known := service.names()):
+            raise HTTPException(404, f"there is no model {asked.model[:80]!r} here; there is {', '.join(known)}")
         inputs: Any = asked.input
         if isinstance(inputs, str) or isinstance(inputs[0], int):
             inputs = [inputs]
@@ -289,11 +297,20 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = max(error.errors(), key=lambda found: len(found["loc"]))  # of several forms the one that fits best
-        where = ".".join(str(part) for part in first["loc"][1:2])
-        message = f"{where}: {first['msg']}" if where else str(first["msg"])
-        return JSONResponse(error_body(message, kind_of(422), where or None), 422)
+        where, message = _explained(error.errors())
+        return JSONResponse(error_body(message, kind_of(422), where), 422)
 
     @app.exception_handler(UserError)
     async def mistaken(request: Request, error: UserError) -> JSONResponse:
-        return JSONResponse(error_body(str(error), kind_of(422)), 422)
+        return JSONResponse(error_body(str(error).removeprefix("--"), kind_of(422)), 422)
+
+
+def _explained(problems: Sequence[Any]) -> tuple[str | None, str]:
+    """The field, and what is wrong in words; of the several forms that a field may have, the one that fits best."""
+    best = max(problems, key=lambda found: (len(found["loc"]), not found["type"].endswith("_type")))
+    if best["type"] == "json_invalid":
+        return None, f"the body is not JSON, from character {best['loc'][-1]} on"
+    if len(best["loc"]) < 2:
+        return None, "the body must be a JSON object, sent with Content-Type: application/json"
+    where = str(best["loc"][1])
+    return where, f"{where}: {best['msg']}"

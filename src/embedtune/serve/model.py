@@ -14,7 +14,7 @@ from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import LocalEncoder, Role, identity, open_encoder, role_prompt
 from embedtune.errors import UserError
 from embedtune.search.index import Index
-from embedtune.search.store import REBUILD, read_manifest
+from embedtune.search.store import read_manifest
 from embedtune.serve.batcher import Answer, BadIds, Given, NotFinite
 from embedtune.serve.shelf import Shelf, open_shelf
 
@@ -95,6 +95,16 @@ def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
     return Served(name, identity(name), encoder, precision, batch_tokens)
 
 
+def check_indexes(name: str, indexes: Sequence[str]) -> None:
+    """A UserError, before anything is loaded, where there is no such model or the first index is of another one."""
+    own = identity(name)
+    for number, folder in enumerate(indexes):
+        manifest = read_manifest(Path(folder))
+        if number == 0 and manifest.identity != own:
+            what = f"was made with {manifest.model}, which is not the model {name}"
+            raise UserError(what, where=folder, fix=f"serve {manifest.model}, or index the texts with {name}")
+
+
 def open_all(
     name: str, indexes: Sequence[str], precision: Precision, batch_tokens: int
 ) -> tuple[Served, list[tuple[Shelf, Served]]]:
@@ -102,17 +112,13 @@ def open_all(
 
     Raises UserError where an index is damaged, or its model has changed or is not there.
     """
+    check_indexes(name, indexes)
     model = open_served(name, precision, batch_tokens)
     shelves = []
-    for number, folder in enumerate(indexes):
+    for folder in indexes:
         manifest = read_manifest(Path(folder))
         own = manifest.identity == model.sha256
-        if number == 0 and not own:
-            what = f"was made with {manifest.model}, which is not the model {name}"
-            raise UserError(what, where=folder, fix=f"serve {manifest.model}, or index the texts with {name}")
         served = model if own else open_served(manifest.model, precision, batch_tokens)
-        if served.sha256 != manifest.identity:
-            raise UserError(f"was made with {manifest.model}, which has changed since", where=folder, fix=REBUILD)
         index = replace(Index.load(folder, name if own else None), encoder=served.encoder)
         label = Path(name if own else manifest.model).name
         shelves.append((open_shelf(index, label), served))
