@@ -9,13 +9,8 @@ import numpy as np
 
 from embedtune import keyed
 
-STRENGTHS = (
-    0.0001,
-    0.001,
-    0.01,
-    0.1,
-    1.0,
-)  # inverse regularisation of the logistic regression, chosen on a fifth of the rows
+# Inverse regularisation of the logistic regression, chosen on a fifth of the rows; a weaker one takes longer to fit.
+STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 USUAL = 0.1  # where nothing can be chosen
 # A linear model: weights (C, D) and biases (C,), logits = vectors @ weights.T + biases.
 Linear = tuple[np.ndarray, np.ndarray]
@@ -43,16 +38,19 @@ def logistic(vectors: np.ndarray, labels: np.ndarray, classes: int, seed: int) -
     fifth = keyed.key(seed, PROBE, np.arange(len(train)) + MOST) % np.uint64(5) == 0
     strength = USUAL
     if len(np.unique(labels[~fifth])) > 1 and fifth.any():
-        fits = {
-            c: _likelihood(_logistic(train[~fifth], labels[~fifth], c), train[fifth], labels[fifth]) for c in STRENGTHS
-        }
-        strength = max(fits, key=lambda c: fits[c])
+        best = -np.inf
+        for c in STRENGTHS:
+            found = _likelihood(_logistic(train[~fifth], labels[~fifth], c), train[fifth], labels[fifth])
+            if found <= best:  # it rises to one peak and falls again
+                break
+            best, strength = found, c
     fitted = _logistic(train, labels, strength)
-    found, offsets = _unscaled(fitted[0], fitted[1].coef_, fitted[1].intercept_)
+    coefficients, offsets = _unscaled(fitted[0], fitted[1].coef_, fitted[1].intercept_)
     known = fitted[1].classes_
     if len(known) == 2:  # scikit-learn keeps one logit for two classes: that of the second against 0
-        found, offsets = np.concatenate([np.zeros_like(found), found]), np.concatenate([[0.0], offsets])
-    weights[np.ix_(known, alive)], biases[known] = found, offsets
+        coefficients = np.concatenate([np.zeros_like(coefficients), coefficients])
+        offsets = np.concatenate([[0.0], offsets])
+    weights[np.ix_(known, alive)], biases[known] = coefficients, offsets
     return weights, biases
 
 
