@@ -27,7 +27,7 @@ from statistics import median
 from contrastive import DATA
 
 MAIN = "from embedtune.cli import main; main()"
-CONNECTIONS = 400
+CONNECTIONS = 2000  # more than the queue holds, or nothing would be refused
 
 
 class User:
