@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from embedtune import recipes
 from embedtune.commands.shape import Command, Output, Talk, models_first, table
 from embedtune.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the texts are read and embedded."""
+
+    # Which column is the text: text=NAME.
+    columns: str | None = None
+    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
+    bad_rows: recipes.BadRows = "fail"
+    # Read the first so many rows only.
+    rows: int | None = None
+    # Arithmetic of the model.
+    precision: recipes.Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -19,14 +33,8 @@ class Length:
     model: str
     # The text to measure on: a file or folder, larger than memory if need be.
     data: str
-    # Which column is the text: text=NAME.
-    columns: str | None = None
-    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
-    bad_rows: recipes.BadRows = "fail"
-    # Measure on the first so many rows only.
-    rows: int | None = None
-    # Arithmetic of the model.
-    precision: recipes.Precision = "fp32"
+    # How the texts are read and embedded.
+    reading: Reading = field(default_factory=Reading)
     # Erase the token count and all smooth functions of its logarithm, into a new model folder.
     erase: bool = False
     # Folder of the model without length, with --erase.
@@ -59,14 +67,8 @@ class Erase:
     method: Literal["sphere", "leace", "orthogonal", "inlp", "direction"] | None = None
     # How far to go: 0 leaves all, 1 nothing.
     strength: float = 1.0
-    # Which column is the text: text=NAME.
-    columns: str | None = None
-    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
-    bad_rows: recipes.BadRows = "fail"
-    # Fit on the first so many rows only.
-    rows: int | None = None
-    # Arithmetic of the model.
-    precision: recipes.Precision = "fp32"
+    # How the texts are read and embedded.
+    reading: Reading = field(default_factory=Reading)
     # Replace a finished folder of that name.
     force: bool = False
     # Print the result as JSON.
@@ -87,14 +89,8 @@ class Reduce:
     out: str
     # pca keeps dot products best; whiten evens out variances; top drops mean and leading components; truncate cuts.
     method: Literal["pca", "whiten", "truncate", "top"] = "pca"
-    # Which column is the text: text=NAME.
-    columns: str | None = None
-    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
-    bad_rows: recipes.BadRows = "fail"
-    # Fit on the first so many rows only.
-    rows: int | None = None
-    # Arithmetic of the model.
-    precision: recipes.Precision = "fp32"
+    # How the texts are read and embedded.
+    reading: Reading = field(default_factory=Reading)
     # Replace a finished folder of that name.
     force: bool = False
     # Print the result as JSON.
@@ -121,14 +117,8 @@ class Certify:
     similarity: tuple[str, ...] = ()
     # Folder that the certificate is added to (derived: the model's).
     out: str | None = None
-    # Which column is the text: text=NAME.
-    columns: str | None = None
-    # Rows that are not valid UTF-8 text: stop, leave them out, or mend them with U+FFFD.
-    bad_rows: recipes.BadRows = "fail"
-    # Probe the first so many rows only.
-    rows: int | None = None
-    # Arithmetic of the models.
-    precision: recipes.Precision = "fp32"
+    # How the texts are read and embedded.
+    reading: Reading = field(default_factory=Reading)
     # Of shuffles, parts and probes.
     seed: int = 0
     # Print the result as JSON.
@@ -175,9 +165,9 @@ def erase(command: Erase, talk: Talk) -> Output:
 
     wanted = Erasure(command.concept, command.kind, command.also == "length", command.preserve, command.method,
                      command.strength)  # fmt: skip
-    texts = Texts(command.data, command.columns, command.bad_rows, command.rows)
+    texts = Texts(command.data, command.reading.columns, command.reading.bad_rows, command.reading.rows)
     erased = erase_concepts(command.model, texts, wanted, command.out, force=command.force,
-                            precision=command.precision, note=talk.note)  # fmt: skip
+                            precision=command.reading.precision, note=talk.note)  # fmt: skip
     return Output(erased.lines(), erased.as_dict())
 
 
@@ -186,9 +176,9 @@ def reduce(command: Reduce, talk: Talk) -> Output:
     from embedtune.refine.erase import Texts
     from embedtune.refine.reduce import reduce as reduce_dimensions
 
-    texts = Texts(command.data, command.columns, command.bad_rows, command.rows)
+    texts = Texts(command.data, command.reading.columns, command.reading.bad_rows, command.reading.rows)
     found = reduce_dimensions(command.model, texts, command.to, command.method, command.out, force=command.force,
-                              precision=command.precision, note=talk.note)  # fmt: skip
+                              precision=command.reading.precision, note=talk.note)  # fmt: skip
     figures = {"before": vars(found.before), "after": vars(found.after)}
     return Output(found.lines(), {**vars(found), **figures, "folder": str(found.folder)})
 
@@ -202,8 +192,9 @@ def length(command: Length, talk: Talk) -> Output:
         return erase(Erase(**shared, also="length"), talk)
     from embedtune.refine.measure import measure_length
 
-    report = measure_length(command.model, command.data, columns=command.columns, bad_rows=command.bad_rows,
-                            rows=command.rows, precision=command.precision, note=talk.note)  # fmt: skip
+    report = measure_length(command.model, command.data, columns=command.reading.columns,
+                            bad_rows=command.reading.bad_rows, rows=command.reading.rows,
+                            precision=command.reading.precision, note=talk.note)  # fmt: skip
     return Output(report.lines(), report.as_dict())
 
 
@@ -215,16 +206,17 @@ def certify(command: Certify, talk: Talk) -> Output:
     folder = Path(command.out or command.model)
     if not command.out and not folder.is_dir():
         raise UserError(f"give --out DIR: {command.model} is not a folder to write into")
-    retrieval = [open_judged(name, bad_rows=command.bad_rows).retrieval for name in command.retrieval]
-    similarity = [open_judged(name, bad_rows=command.bad_rows) for name in command.similarity]
+    reading = command.reading
+    retrieval = [open_judged(name, bad_rows=reading.bad_rows).retrieval for name in command.retrieval]
+    similarity = [open_judged(name, bad_rows=reading.bad_rows) for name in command.similarity]
     wrong = [n for n, found in zip(command.retrieval, retrieval) if found is None]
     wrong += [n for n, found in zip(command.similarity, similarity) if not found.scored]
     if wrong:
         fix = "--retrieval takes BEIR folders and pairs, --similarity scored pairs"
         raise UserError("holds data of the other kind", where=wrong[0], fix=fix)
-    fresh = work.Fresh(command.data, command.concept, command.kind, command.columns, command.bad_rows, command.rows)
+    fresh = work.Fresh(command.data, command.concept, command.kind, reading.columns, reading.bad_rows, reading.rows)
     judged = work.Judged([data for data in retrieval if data], [(data.name, data.scored) for data in similarity])
-    found = work.certify(command.model, fresh, base=command.base, judged=judged, precision=command.precision,
+    found = work.certify(command.model, fresh, base=command.base, judged=judged, precision=command.reading.precision,
                          seed=command.seed, note=talk.note)  # fmt: skip
     earlier = work.earlier(folder)
     names = work.write_certificate(found, folder)

@@ -14,12 +14,22 @@ from typing import Any
 import torch
 
 from embedtune import files
-from embedtune.encoder import embedder
+from embedtune.encoder import embedder, load
 from embedtune.encoder.embedder import Trainable
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
+from embedtune.refine.sidecar import refuse_second
 
 SENTENCE = "sentence_embedding"
+
+
+def source_of(model: str, out: str | Path, force: bool) -> Path:
+    """The folder of a model that a map may be put into. Raises UserError where `out` is there, or one is in already."""
+    if Path(out).exists() and not force:
+        raise UserError("exists already", where=str(out), fix="another --out, or --force")
+    source = load.find(model)
+    refuse_second(source)
+    return source
 
 
 def take_normalize(model: Any) -> bool:

@@ -18,7 +18,7 @@ from embedtune.refine.cached import cache
 from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
 from embedtune.refine.probes import floor
-from embedtune.refine.sidecar import digest, refuse_second, write_erasure
+from embedtune.refine.sidecar import digest, write_erasure
 from embedtune.refine.space import space_of
 
 Method = Literal["sphere", "leace", "orthogonal", "inlp", "direction"]
@@ -134,15 +134,12 @@ def erase(
     The vectors are cached in a temporary folder, so memory is flat in the number of texts. Raises UserError for
     concepts that cannot be erased, a model from which something was erased already, texts that cannot be read.
     """
-    from embedtune.encoder import embedder, load
+    from embedtune.encoder import embedder
     from embedtune.refine import bake
 
     wanted.check()
     kinds = wanted.kinds()
-    if Path(out).exists() and not force:
-        raise UserError("exists already", where=str(out), fix="another --out, or --force")
-    source = load.find(model)
-    refuse_second(source)
+    source = bake.source_of(model, out, force)
     encodings, remarks = _survey(texts, wanted, kinds)
     opened = embedder.load_trainable(source)
     normalised = bake.take_normalize(opened.model)

@@ -24,7 +24,6 @@ from embedtune.refine.cached import Cached, Labelled, cache
 from embedtune.refine.erase import Texts, counted
 from embedtune.refine.eraser import whitening
 from embedtune.refine.fitting import unit
-from embedtune.refine.sidecar import refuse_second
 from embedtune.refine.statistics import Statistics, accumulate
 
 Method = Literal["pca", "whiten", "truncate", "top"]
@@ -117,13 +116,10 @@ def reduce(
     note: Callable[[str], None] = lambda text: None,
 ) -> Reduced:
     """Write `out`: the model with `to` dimensions. Raises UserError for a map that cannot be fitted."""
-    from embedtune.encoder import embedder, load
+    from embedtune.encoder import embedder
     from embedtune.refine import bake
 
-    if Path(out).exists() and not force:
-        raise UserError("exists already", where=str(out), fix="another --out, or --force")
-    source, counts = load.find(model), Counts()
-    refuse_second(source)
+    source, counts = bake.source_of(model, out, force), Counts()
     opened = embedder.load_trainable(source)
     normalise = bake.take_normalize(opened.model)
     rows = read_texts(texts.data, columns=parse_columns(texts.columns), bad_rows=texts.bad_rows, counts=counts)
