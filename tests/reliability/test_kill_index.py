@@ -32,7 +32,7 @@ def folder(zygote, tiny_model, tmp_path_factory):
 
 def there(folder, encoder):
     """The ids of an index, after a check that it is whole and that every text finds itself."""
-    opened = searching._opened(folder, encoder)
+    opened = searching.open_with(folder, encoder)
     found = opened.places()
     texts = {f"t{i}": text for i, text in enumerate(TEXTS)}
     for mode in ("exact", "lexical"):
@@ -80,8 +80,8 @@ def test_killed_at_any_call(zygote, folder, tmp_path, words, change):
         assert found in (old, new)
         seen.add(found == new)
         if number % 9 == 0:  # what the kill left lying about is gone after the next change
-            searching._opened(idx, encoder).add([Record("t100", "more", {})])
-            opened = searching._opened(idx, encoder)
+            searching.open_with(idx, encoder).add([Record("t100", "more", {})])
+            opened = searching.open_with(idx, encoder)
             named = {name.split("/")[0] for name in opened.manifest.files} | {"index.json", ".lock"}
             assert {path.name for path in idx.iterdir()} == named
     if words[0] in ("add", "delete"):  # a build is counted up to the rename that publishes it

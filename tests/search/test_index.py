@@ -163,7 +163,7 @@ def test_recall_on_real_texts(real_data, tmp_path):
     (tmp_path / "binary").mkdir()
     store.publish(tmp_path / "binary", store.write_segment(tmp_path / "binary", empty, made._blocks())[0])
     exact = made.search(asked, 10, mode="exact")
-    for opened, least in ((made, 0.999), (searching._opened(tmp_path / "binary", made.encoder), 0.98)):
+    for opened, least in ((made, 0.999), (searching.open_with(tmp_path / "binary", made.encoder), 0.98)):
         found = opened.search(asked, 10)
         assert np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(exact, found)]) >= least
 
@@ -174,7 +174,7 @@ def test_a_reader_beside_a_writer_sees_an_index_at_every_moment(some):
     def read():
         while not done.is_set():
             try:
-                opened = searching._opened(some.folder, some.encoder)
+                opened = searching.open_with(some.folder, some.encoder)
                 seen.add(len(opened))
                 assert opened.search(["ba"], 3)[0]
             except BaseException as error:  # noqa: BLE001 - any is a failure
@@ -242,6 +242,27 @@ def test_a_newer_version_is_refused(some):
     (some.folder / "index.json").write_text(json.dumps({**manifest, "version": store.VERSION + 1, "more": 1}))
     with pytest.raises(UserError, match="newer embedtune"):
         Index.load(some.folder)
+
+
+def test_an_old_index_still_shows_what_it_showed_by_words_too(some):
+    pytest.importorskip("bm25s")
+    before = [hit.id for hit in some.search([TEXTS[3]], 5, mode="lexical")[0]]
+    some.add([Record("new", TEXTS[3], {})])
+    assert [hit.id for hit in some.search([TEXTS[3]], 5, mode="lexical")[0]] == before
+    assert "new" in [hit.id for hit in Index.load(some.folder).search([TEXTS[3]], 5, mode="lexical")[0]]
+
+
+def test_rows_without_ids_never_replace_others(some):
+    some.add([Record("1", "bade", {}, True)])
+    for update in (False, True):
+        with pytest.raises(UserError, match="no ids of their own"):
+            some.add([Record("1", "fima", {}, True)], update=update)
+
+
+def test_a_filter_finds_lists_and_numbers_as_json_writes_them(some):
+    added = some.add([Record("l", "bade", {"tags": ["a", "b"], "year": 2020, "name": 'say "a"'})])
+    for where in ({"tags": '["a", "b"]'}, {"year": "2020"}, {"name": 'say "a"'}):
+        assert [hit.id for hit in added.search(["bade"], 3, where=where)[0]] == ["l"]
 
 
 def test_refused_changes_change_nothing(some):

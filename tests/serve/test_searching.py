@@ -13,7 +13,7 @@ from embedtune.errors import UserError  # noqa: E402
 from embedtune.search.index import Index, create  # noqa: E402
 from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service, make_app  # noqa: E402
-from embedtune.serve.batcher import Limits  # noqa: E402
+from embedtune.serve.batcher import Batcher, Late, Limits  # noqa: E402
 from embedtune.serve.guard import Guard  # noqa: E402
 from embedtune.serve.model import open_all  # noqa: E402
 from embedtune.serve.shelf import PASSAGE, flat, passages  # noqa: E402
@@ -73,6 +73,30 @@ def test_two_indexes_stand_side_by_side_and_what_moved_is_said(indexes, tiny_mod
             assert hit["moved"] == (None if hit["new"] else base.index(hit["id"]) - place)
 
     served(test, tiny_model("bert"), [indexes / "bert", indexes / "distilbert"], tmp_path / "votes.jsonl")
+
+
+def test_a_passage_that_comes_too_late_costs_no_hits(indexes, tiny_model, tmp_path, monkeypatch):
+    asked = []
+    inner = Batcher.ask
+
+    async def ask(self, given):
+        asked.append(len(given))
+        if len(given) > 1 and given[0].content != "a text to warm up":
+            raise Late("not answered in time")
+        return await inner(self, given)
+
+    monkeypatch.setattr(Batcher, "ask", ask)
+
+    async def test(client):
+        status, _, found = await client("POST", "/search", {"query": "lora", "top": 41})
+        assert status == 200 and len(found["results"][0]["hits"]) == 41
+        assert all(hit["passage"] == [0, 0] for hit in found["results"][0]["hits"])
+
+    create(
+        tmp_path / "long", str(tiny_model("bert")), [Record(f"t{n}", "lora bade fima. " * 40, {}) for n in range(41)]
+    )
+    served(test, tiny_model("bert"), [tmp_path / "long"], tmp_path / "votes.jsonl")
+    assert max(asked[1:]) <= 10 * 16, "passages of the first ten texts alone"
 
 
 def test_votes_are_kept_with_their_texts_and_train(indexes, tiny_model, tmp_path):

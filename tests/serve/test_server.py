@@ -95,6 +95,9 @@ def test_text_embeddings_inference():
         assert status == 422 and "query, document" in body["error"]["message"]
         status, _, body = await client("POST", "/embed", {"inputs": "w " * 40, "truncate": False})
         assert status == 413 and "32 tokens" in body["error"]["message"]
+        # What it cannot do is refused, not ignored: this model normalises, and texts are cut at their end.
+        for wrong in ({"normalize": False}, {"truncation_direction": "left"}):
+            assert (await client("POST", "/embed", {"inputs": "a", **wrong}))[0] == 422
         _, _, info = await client("GET", "/info")
         assert info["model_id"] == "fake" and info["max_input_length"] == 32
 

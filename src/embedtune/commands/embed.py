@@ -89,8 +89,7 @@ def embed(command: Embed, talk: Talk) -> Output:
         (bulk.Text(record.id, record.text) for record in records),
         job, about, resume=command.resume, note=talk.note,
     )  # fmt: skip
-    fresh = done.rows - done.resumed * bulk.BLOCK
-    talk.note(f"{fresh:,} texts in {done.seconds:,.1f} s: {bulk.rate(fresh, done)}")
+    talk.note(f"{done.fresh:,} texts in {done.seconds:,.1f} s: {bulk.rate(done)}")
     lines = [f"{done.rows:,} vectors of {done.dimension} x {command.dtype} in {command.out}"]
     if done.cut:
         lines.append(f"{done.cut:,} texts are longer than the model reads: only their beginning was embedded")

@@ -54,6 +54,9 @@ def embed(
     """
     if prompt is None:
         prompt = model.prompts.get(model.default_prompt_name or "")
+    if prompt:
+        first: Any = model[0]
+        first._get_prompt_length(prompt)  # kept by the model; later it would ask the tokenizer while a thread does
     with ThreadPoolExecutor(1) as ahead:
         tokenized = (ahead.submit(tokenize, model, block, prompt or "") for block in _windows(texts, window))
         now = next(tokenized, None)

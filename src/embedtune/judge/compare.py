@@ -83,7 +83,7 @@ def paired(
         return Difference(float(change.mean()), low, high, n, count, sign_flip(sums, seed=seed, draws=draws), lower)
     before, after = _resampled([a, b], name, place, seed, draws)
     value = float(b.summary[name] - a.summary[name])
-    low, high = (float(x) for x in np.quantile(after - before, _tails(count)))
+    low, high = (float(x) for x in np.quantile(after - before, tails(count)))
     return Difference(value, low, high, n, count, _p_of_interval(after - before, count), lower)
 
 
@@ -108,7 +108,7 @@ def interval(
     name = report.measure(measure)
     place, count = _places(report, groups)
     if name not in report.values:
-        low, high = (float(x) for x in np.quantile(_resampled([report], name, place, seed, draws)[0], _tails(count)))
+        low, high = (float(x) for x in np.quantile(_resampled([report], name, place, seed, draws)[0], tails(count)))
         value = float(report.summary[name])
         return (max(0.0, min(low, value)), min(1.0, max(high, value))) if name in BIASED else (low, high)
     sums, sizes = np.bincount(place, weights=report.values[name]), np.bincount(place).astype(np.float64)
@@ -139,7 +139,7 @@ def by_class(report: Report, *, seed: int = 0, draws: int = DRAWS) -> list[Class
         more, wrong = times[:, n, None], times[:, n + 1, None]
         total = predicted + gold + 2 * more + wrong
         parts.append(np.divide(2 * (right + more), total, out=np.full(total.shape, np.nan), where=total > 0))
-    low, high = np.nanquantile(np.concatenate(parts), _tails(max(n, 2)), axis=0)
+    low, high = np.nanquantile(np.concatenate(parts), tails(max(n, 2)), axis=0)
     return [ClassInterval(*row, float(a), float(b)) for row, a, b in zip(found, low, high, strict=True)]
 
 
@@ -169,7 +169,7 @@ def mean_interval(
     for rows in _drawn_rows(len(pool), count + 2, draws, seed):
         items = weight[0] * (count + 2) if alike else weight[rows].sum(1)
         parts.append(pool[rows].sum(1) / items)
-    low, high = np.quantile(np.concatenate(parts) - pool.sum() / weight.sum(), _tails(count))
+    low, high = np.quantile(np.concatenate(parts) - pool.sum() / weight.sum(), tails(count))
     return float(mean + low), float(mean + high)
 
 
@@ -351,8 +351,8 @@ def _resampled(reports: Sequence[Report], name: str, place: np.ndarray, seed: in
     return found
 
 
-def _tails(count: int) -> tuple[float, float]:
-    """The two quantiles of the expanded percentile interval for `count` independent groups."""
+def tails(count: int) -> tuple[float, float]:
+    """The quantiles of draws that cover a normal mean of `count` independent groups as Student's t does."""
     from scipy.special import ndtr, stdtrit
 
     tail = float(ndtr(np.sqrt(count / (count - 1)) * stdtrit(count - 1, ALPHA / 2)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedtune.errors import UserError
+from embedtune.judge.compare import tails
 
 DRAWS = 2000
 ALPHA = 0.05
@@ -74,11 +75,10 @@ def share(name: str, hits: np.ndarray, neutral: float = 0.5, *, seed: int = 0) -
 
 def wilson(hits: int, many: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share."""
-    from scipy.special import ndtri
+    from scipy.stats import binomtest
 
-    z2 = float(ndtri(1 - ALPHA / 2)) ** 2
-    centre, width = (hits + z2 / 2) / (many + z2), np.sqrt(z2 * (hits * (many - hits) / many + z2 / 4)) / (many + z2)
-    return float(max(0.0, centre - width)), float(min(1.0, centre + width))
+    found = binomtest(hits, many).proportion_ci(1 - ALPHA, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def difference(a: Score, b: Score) -> tuple[float, float, float]:
@@ -90,10 +90,7 @@ def difference(a: Score, b: Score) -> tuple[float, float, float]:
 
 def percentiles(drawn: np.ndarray, units: int) -> tuple[float, float]:
     """The quantiles of draws that cover a normal mean of `units` values as Student's t does."""
-    from scipy.special import ndtr, stdtrit
-
-    tail = float(ndtr(np.sqrt(units / (units - 1)) * stdtrit(units - 1, ALPHA / 2)))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
+    low, high = np.quantile(drawn, tails(units))
     return float(low), float(high)
 
 

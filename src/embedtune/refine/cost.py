@@ -14,6 +14,7 @@ from embedtune.judge.compare import Difference, paired
 from embedtune.judge.drift import Drift, drift
 from embedtune.judge.retrieval import judge_retrieval
 from embedtune.judge.similarity import judge_similarity
+from embedtune.refine.fitting import unit as unit_vectors
 
 if TYPE_CHECKING:
     from embedtune.encoder.encode import Encoder
@@ -52,7 +53,7 @@ class Cost:
 
 def hubness(x: np.ndarray, tokens: np.ndarray) -> Hubness:
     """Hubness by length of vectors (m, d) of texts of so many tokens (m,), with its 95 % interval (Fisher's z)."""
-    unit = _unit(x)
+    unit = unit_vectors(x.astype(np.float64))
     # The mean over all other rows: a row's cosine with itself says nothing.
     mean = (unit @ unit.sum(0) - 1) / (len(unit) - 1)
     log = np.log(np.maximum(tokens, 1))
@@ -84,9 +85,3 @@ def tasks(
         a, b = (judge_similarity(encoder, pairs, name)[0] for encoder in (base, model))
         found.append(Task(name, SIMILARITY, a.summary[SIMILARITY], b.summary[SIMILARITY], paired(a, b, SIMILARITY)))
     return tuple(found)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64)
-    out: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
-    return out

@@ -67,7 +67,8 @@ class Done:
     """What was embedded; tokens and seconds are of this process, the rest of the whole file."""
 
     rows: int = 0
-    resumed: int = 0
+    resumed: int = 0  # blocks
+    fresh: int = 0  # rows of this process
     cut: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -191,7 +192,6 @@ def _embed(
             ahead.append(block)
             yield from (row.text for row in block)
 
-    first = done.rows
     for number, part in enumerate(stream(texts()), done.resumed):
         block, vectors = ahead.popleft(), part.vectors[:, : job.dims]
         done.outside += 0 if ranges is None else outside(vectors, ranges)
@@ -205,17 +205,18 @@ def _embed(
         }
         files.write_json(_place(home, number), {**entry, "ids": [row.id for row in block], **kept})
         done.rows, done.cut = done.rows + len(block), done.cut + part.truncated
+        done.fresh += len(block)
         done.tokens += int(part.tokens.sum())
         done.seconds = time.monotonic() - start
         if time.monotonic() - said > SAY_SECONDS:
             said = time.monotonic()
-            note(f"{done.rows:,} texts, {rate(done.rows - first, done)}")
+            note(f"{done.rows:,} texts, {rate(done)}")
 
 
-def rate(rows: int, done: Done) -> str:
+def rate(done: Done) -> str:
     """Texts and tokens per second of this process, in words."""
     seconds = max(done.seconds, 1e-9)
-    return f"{rows / seconds:,.1f} texts/s, {done.tokens / seconds:,.0f} tokens/s"
+    return f"{done.fresh / seconds:,.1f} texts/s, {done.tokens / seconds:,.0f} tokens/s"
 
 
 def _publish(home: Path, job: Job, ranges: np.ndarray | None, done: Done) -> None:

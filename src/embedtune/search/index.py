@@ -54,6 +54,7 @@ class Index:
     segments: Sequence[Segment]
     deleted: np.ndarray  # (n,) int64: rows that are not there any more
     encoder: Encoder
+    words: Any = None  # the BM25 part, mapped; it stays readable when a later change removes its files
 
     @staticmethod
     def load(folder: str | Path, model: str | None = None, note: Note = lambda text: None) -> Index:
@@ -72,7 +73,7 @@ class Index:
         if found != manifest.identity:
             what = f"was made with {manifest.model}, and {name} is not that model any more"
             raise UserError(what, where=str(folder), fix=f"give the same model with --model, or {store.REBUILD}")
-        return _opened(folder, open_encoder(name, precision=manifest.precision, note=note))
+        return open_with(folder, open_encoder(name, precision=manifest.precision, note=note))
 
     def __len__(self) -> int:
         return self.manifest.rows - len(self.deleted)
@@ -80,7 +81,7 @@ class Index:
     def add(self, records: Iterable[Record], *, update: bool = False) -> Index:
         """Embed and add records; with `update` those whose ids are there replace them, else such an id is an error."""
         with files.locked(self.folder):
-            now = _opened(self.folder, self.encoder)
+            now = open_with(self.folder, self.encoder)
             places, fresh = now.places(), set()
 
             def checked() -> Iterator[Record]:
@@ -88,6 +89,9 @@ class Index:
                     if record.id in fresh:
                         what = f"two of the new texts have the id {record.id[:80]!r}"
                         raise UserError(what, fix="give each text an id of its own")
+                    if record.numbered and record.id in places:
+                        what = f"has a text number {record.id} already, and the new rows have no ids of their own"
+                        raise UserError(what, where=str(self.folder), fix="give the data a column id")
                     if record.id in places and not update:
                         what = f"has the id {record.id[:80]!r} already"
                         raise UserError(what, where=str(self.folder), fix="search update replaces texts by their ids")
@@ -98,12 +102,12 @@ class Index:
             manifest, _ = store.write_segment(self.folder, now.manifest, blocks)
             gone = [places[key] for key in fresh if key in places]
             now._publish(manifest, np.concatenate([now.deleted, np.array(gone, np.int64)]))
-        return _opened(self.folder, self.encoder)
+        return open_with(self.folder, self.encoder)
 
     def delete(self, ids: Sequence[str]) -> Index:
         """Delete texts by their ids; an id that is not there is an error, and then nothing is deleted."""
         with files.locked(self.folder):
-            now = _opened(self.folder, self.encoder)
+            now = open_with(self.folder, self.encoder)
             places = now.places()
             if missing := [key for key in ids if key not in places]:
                 near = did_you_mean(missing[0], list(places)[:10_000])
@@ -111,18 +115,18 @@ class Index:
                 raise UserError(what, where=str(self.folder), fix="nothing was deleted; give ids that are there")
             gone = np.array([places[key] for key in ids], np.int64)
             now._publish(now.manifest, np.concatenate([now.deleted, gone]), texts=False)
-        return _opened(self.folder, self.encoder)
+        return open_with(self.folder, self.encoder)
 
     def compact(self) -> Index:
         """Write what is not deleted to one new segment; nothing is embedded anew."""
         with files.locked(self.folder):
-            now = _opened(self.folder, self.encoder)
+            now = open_with(self.folder, self.encoder)
             if not len(now):
                 raise UserError("has nothing left in it", where=str(self.folder), fix="remove the folder")
             empty = replace(now.manifest, rows=0, columns=(), segments=(), deleted="", lexical="", files={})
             manifest, _ = store.write_segment(self.folder, empty, now._blocks())
             now._publish(manifest, np.zeros(0, np.int64))
-        return _opened(self.folder, self.encoder)
+        return open_with(self.folder, self.encoder)
 
     def search(
         self, queries: Sequence[str], top: int = 10, *, mode: Mode = "dense",
@@ -221,9 +225,11 @@ class Index:
         if not self.manifest.lexical:
             what = "was made without the package for lexical search"
             raise UserError(what, where=str(self.folder), fix=f"{lexical.FIX}, then embedtune search compact")
-        opened, found = lexical.load(self.folder / self.manifest.lexical), []
+        if self.words is None:
+            raise UserError("needs another package, bm25s", where="lexical search", fix=lexical.FIX)
+        found = []
         for query in queries:
-            scores = lexical.scores(opened, query)
+            scores = lexical.scores(self.words, query)
             here = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
             best = here[np.lexsort((here, -scores[here]))][:top]
             found.append([(int(row), float(scores[row])) for row in best])
@@ -295,7 +301,7 @@ def create(
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    opened = _opened(folder, encoder)
+    opened = open_with(folder, encoder)
     if ann:
         (part,) = opened.segments
         share = graph.recall(part.graph, part.vectors, OVERSAMPLE["graph"] * 10)
@@ -312,12 +318,16 @@ def fuse(rankings: Iterable[Sequence[Found]]) -> list[Found]:
     return sorted(sums.items(), key=lambda found: (-found[1], found[0]))
 
 
-def _opened(folder: Path, encoder: Encoder) -> Index:
-    """The index as it is now; a writer may replace it while it is opened, and then it is opened anew."""
+def open_with(folder: Path, encoder: Encoder) -> Index:
+    """The index as it is now, with the opened model that made it.
+
+    A writer may replace it while it is opened; then it is opened anew.
+    """
     while True:
         manifest = store.read_manifest(folder)
         try:
             segments, deleted = store.open_segments(folder, manifest)
+            words = lexical.load(folder / manifest.lexical) if manifest.lexical and lexical.is_there() else None
         except (UserError, OSError):
             if store.read_manifest(folder).serial == manifest.serial:
                 raise
@@ -325,7 +335,7 @@ def _opened(folder: Path, encoder: Encoder) -> Index:
         if encoder.dimension != manifest.dimension:
             what = f"has {manifest.dimension} numbers a vector, the model gives {encoder.dimension}"
             raise UserError(what, where=str(folder), fix="use the model that the index was made with")
-        return Index(folder, manifest, segments, deleted, encoder)
+        return Index(folder, manifest, segments, deleted, encoder, words)
 
 
 def _named(scores: np.ndarray, found: np.ndarray, rows: np.ndarray | None) -> list[list[Found]]:
@@ -338,7 +348,8 @@ def _matches(cells: Any, name: str, value: str) -> np.ndarray:
     """Which rows have the value in the column: (N,) bool; what is no text is compared as JSON writes it."""
     import pyarrow.compute as pc
 
-    maybe = pc.match_substring(cells, json.dumps(value, ensure_ascii=False)[1:-1]).to_numpy(zero_copy_only=False)
+    written = (json.dumps(value, ensure_ascii=False)[1:-1], value)  # as a text in JSON, or as JSON itself
+    maybe = pc.or_(*(pc.match_substring(cells, each) for each in written)).to_numpy(zero_copy_only=False)
     keep = np.zeros(len(cells), bool)
     for row in np.flatnonzero(maybe):
         found = json.loads(cells[int(row)].as_py()).get(name)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from embedtune import files
-from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[search]'"
 
@@ -35,9 +34,7 @@ def build(folder: Path, texts: Iterable[str]) -> None:
 
 
 def load(folder: Path) -> Any:
-    """What `build` wrote, mapped into memory; a UserError where the package is missing."""
-    if not is_there():
-        raise UserError("needs another package, bm25s", where="lexical search", fix=FIX)
+    """What `build` wrote, mapped into memory."""
     import bm25s
 
     return bm25s.BM25.load(folder, mmap=True, show_progress=False)

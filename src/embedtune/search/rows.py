@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedtune.data.named import find_column
@@ -19,6 +20,7 @@ class Record(NamedTuple):
     id: str
     text: str
     columns: dict[str, Any]
+    numbered: bool = False  # the id is such a number
 
 
 def read_records(data: str, columns: Mapping[str, str], bad_rows: BadRows, counts: Counts) -> Iterator[Record]:
@@ -26,12 +28,14 @@ def read_records(data: str, columns: Mapping[str, str], bad_rows: BadRows, count
     if data == STDIN:
         yield from _lines(counts)
         return
-    for number, row in enumerate(read_texts(data, columns=columns, bad_rows=bad_rows, counts=counts), 1):
+    alone = Path(data).is_file()  # of several files the row numbers collide: then the texts are counted
+    for count, row in enumerate(read_texts(data, columns=columns, bad_rows=bad_rows, counts=counts), 1):
         text = row.values["text"]
         name = find_column(IDS, list(row.values))
         found = row.values[name] if name else None
-        key = str(found) if found not in (None, "") else str(number)
-        yield Record(key, text, {k: v for k, v in row.values.items() if k not in ("text", name)})
+        numbered = found in (None, "")
+        others = {k: v for k, v in row.values.items() if k not in ("text", name)}
+        yield Record(str((row.number if alone else count) if numbered else found), text, others, numbered)
 
 
 def _lines(counts: Counts) -> Iterator[Record]:
@@ -39,6 +43,6 @@ def _lines(counts: Counts) -> Iterator[Record]:
         counts.rows += 1
         if text := line.strip():
             counts.used += 1
-            yield Record(str(number), text, {})
+            yield Record(str(number), text, {}, True)
         else:
             counts.rejected["blank"] = counts.rejected.get("blank", 0) + 1

@@ -75,7 +75,7 @@ class Service:
             raise HTTPException(503, "the server is shutting down", {"Retry-After": "5"})
         if self.model is None or self.batcher is None:
             raise HTTPException(503, self.failed or "the model is being loaded", {"Retry-After": "2"})
-        if not self.batcher.alive:
+        if not all(queue.alive for queue in self.queues):
             raise HTTPException(503, "the worker has died; restart the server", {"Retry-After": "5"})
         return self.model, self.batcher
 
@@ -126,17 +126,7 @@ class Service:
         model, batcher = self.ready()
         if dimensions is not None and dimensions > model.dimension:
             raise HTTPException(422, f"dimensions: the model has {model.dimension}, asked for {dimensions}")
-        try:
-            answers = await while_connected(request, batcher.ask(given))
-        except Busy as busy:
-            raise HTTPException(429, str(busy), {"Retry-After": str(math.ceil(busy.seconds))}) from busy
-        except Late as late:
-            raise HTTPException(503, str(late), {"Retry-After": "2"}) from late
-        except BadIds as bad:
-            raise HTTPException(422, str(bad)) from bad
-        except NotFinite as wrong:
-            self.metrics.not_finite.inc()
-            raise HTTPException(500, str(wrong)) from wrong
+        answers = await while_connected(request, batcher.ask(given))
         self.metrics.texts.inc(len(answers))
         self.metrics.tokens.inc(sum(answer.tokens for answer in answers))
         self.metrics.truncated.inc(sum(answer.cut for answer in answers))
@@ -192,7 +182,7 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="embedtune", version=version("embedtune"), lifespan=lifespan, docs_url=None, redoc_url=None,
                   responses=ERRORS)  # fmt: skip
-    _errors(app)
+    _errors(app, service.metrics)
     app.add_middleware(Counted, metrics=service.metrics)
     _openai(app, service)
     _inference(app, service)
@@ -235,6 +225,8 @@ def _inference(app: FastAPI, service: Service) -> None:
     async def embed(asked: EmbedRequest, request: Request) -> list[list[float]]:
         """Vectors of texts, as text-embeddings-inference gives them."""
         model, _ = service.ready()
+        if asked.normalize is False and model.normalised:
+            raise HTTPException(422, "normalize: the model itself normalises its vectors")
         if asked.prompt_name is not None and asked.prompt_name not in model.prompts:
             known = ", ".join(model.prompts) or "none"
             raise HTTPException(422, f"prompt_name: the model has no {asked.prompt_name!r}; it has {known}")
@@ -244,7 +236,7 @@ def _inference(app: FastAPI, service: Service) -> None:
         if asked.truncate is False and any(answer.cut for answer in answers):
             raise HTTPException(413, f"a text is longer than the {model.max_length} tokens that the model reads")
         vectors = [answer.vector for answer in answers]
-        if asked.normalize and not model.normalised:
+        if asked.normalize is not False and not model.normalised:
             vectors = [shortened(vector, len(vector), True) for vector in vectors]
         return [vector.astype(np.float64).tolist() for vector in vectors]
 
@@ -289,7 +281,27 @@ def _health(app: FastAPI, service: Service) -> None:
         return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, metrics: Metrics) -> None:
+    def answer(status: int, error: Exception, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(error_body(str(error), kind_of(status)), status, headers)
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> JSONResponse:
+        return answer(429, error, {"Retry-After": str(math.ceil(error.seconds))})
+
+    @app.exception_handler(Late)
+    async def late(request: Request, error: Late) -> JSONResponse:
+        return answer(503, error, {"Retry-After": "2"})
+
+    @app.exception_handler(BadIds)
+    async def bad(request: Request, error: BadIds) -> JSONResponse:
+        return answer(422, error)
+
+    @app.exception_handler(NotFinite)
+    async def wrong(request: Request, error: NotFinite) -> JSONResponse:
+        metrics.not_finite.inc()
+        return answer(500, error)
+
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         body = error_body(str(error.detail), kind_of(error.status_code))

@@ -85,7 +85,6 @@ class Batcher:
     limits: Limits = field(default_factory=Limits)
     rate: float = 2000.0  # estimated tokens a second, measured as it goes
     waiting: int = 0  # estimated tokens in the queue
-    computed: int = 0  # items
     worked: float = 0.0  # monotonic time of the last batch that came out
     batch: int = 0  # items in the batch that is being computed
 
@@ -101,8 +100,10 @@ class Batcher:
 
     async def stop(self) -> None:
         """Answer what is queued, then end."""
-        while self._queue or self.batch:
+        while self.alive and (self._queue or self.batch):
             await asyncio.sleep(0.01)
+        for item in self._queue:  # of a worker that has died
+            item.answer.cancel()
         if self._task:
             self._task.cancel()
         self._thread.shutdown(wait=True)
@@ -161,7 +162,6 @@ class Batcher:
             self.batch = len(items)
             answers = await loop.run_in_executor(self._thread, _guarded, self.compute, [i.given for i in items])
             self.worked, self.batch = time.monotonic(), 0
-            self.computed += len(items)
             rate = sum(item.cost for item in items) / max(self.worked - start, 1e-6)
             self.rate = OLD * self.rate + NEW * rate
             start = self.worked  # from answer to answer: what the event loop needs in between counts too

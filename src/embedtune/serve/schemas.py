@@ -28,12 +28,12 @@ class EmbeddingsRequest(BaseModel, extra="forbid"):
 
 
 class EmbedRequest(BaseModel, extra="forbid"):
-    """text-embeddings-inference's `POST /embed`."""
+    """text-embeddings-inference's `POST /embed`; vectors are normalised unless `normalize` is false."""
 
     inputs: Text | Texts
     normalize: StrictBool | None = None
     truncate: StrictBool | None = None
-    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    truncation_direction: Literal["right", "Right"] | None = None
     prompt_name: StrictStr | None = None
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
 

@@ -18,11 +18,12 @@ from fastapi.responses import Response
 
 from embedtune import files
 from embedtune.search.index import Hit
-from embedtune.serve.batcher import Batcher, Busy, Given
+from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
 from embedtune.serve.model import Served
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
 
+MARKED = 10  # hits whose best passage is looked for: each has up to sixteen, which all are embedded
 WAITING = 64  # searches at once; the model's queue refuses by its own rule
 PAGE = {"/": ("index.html", "text/html"), "/page.js": ("page.js", "text/javascript"),
         "/page.css": ("page.css", "text/css")}  # fmt: skip
@@ -59,41 +60,31 @@ class Library:
         self.going += 1
         start = time.monotonic()
         try:
-            found = [await self._hits(each, asked) for each in self.searched]
-            results = [
-                Results(model=each.shelf.name, hits=await self._shown(each, asked.query, hits))
-                for each, hits in zip(self.searched, found, strict=True)
-            ]
+            results = [Results(model=each.shelf.name, hits=await self._found(each, asked)) for each in self.searched]
         finally:
             self.going -= 1
         if len(results) > 1:
             _compare(results[0].hits, results[1].hits)
         return SearchAnswer(results=results, seconds=time.monotonic() - start)
 
-    async def _hits(self, each: Searched, asked: SearchRequest) -> list[Hit]:
-        vectors = None
-        if asked.mode != "lexical":
-            answers = await each.batcher.ask([Given(asked.query, each.model.prompt("query"))])
-            vectors = answers[0].vector[None]
+    async def _found(self, each: Searched, asked: SearchRequest) -> list[Found]:
+        """The texts, the first of them with the passage that is nearest to the query."""
+        (answer,) = await each.batcher.ask([Given(asked.query, each.model.prompt("query"))])
 
         def look() -> list[Hit]:
-            index = each.shelf.index
-            return index.search([asked.query], asked.top, mode=asked.mode, where=asked.where, vectors=vectors)[0]
+            return each.shelf.index.search([asked.query], asked.top, mode=asked.mode, where=asked.where,
+                                           vectors=answer.vector[None])[0]  # fmt: skip
 
-        return await asyncio.get_running_loop().run_in_executor(self.thread, look)
-
-    async def _shown(self, each: Searched, query: str, hits: list[Hit]) -> list[Found]:
-        """The hits with the passage that is nearest to the query."""
-        spans = [passages(hit.text) for hit in hits]
-        given = [Given(query, each.model.prompt("query"))]
+        hits = await asyncio.get_running_loop().run_in_executor(self.thread, look)
+        spans = [passages(hit.text) if place < MARKED else [] for place, hit in enumerate(hits)]
         prompt = each.model.prompt("document")
-        given += [Given(hit.text[a:b], prompt) for hit, parts in zip(hits, spans) for a, b in parts]
+        given = [Given(hit.text[a:b], prompt) for hit, parts in zip(hits, spans) for a, b in parts]
         best: list[Span] = [(0, 0)] * len(hits)
-        if len(given) > 1:
+        if given:
             try:
-                answers = await each.batcher.ask(given)
-                best = _best(np.stack([answer.vector for answer in answers]), spans)
-            except Busy:
+                vectors = [answer.vector, *(other.vector for other in await each.batcher.ask(given))]
+                best = _best(np.stack(vectors), spans)
+            except (Busy, Late, NotFinite):
                 pass  # a passage is a help for the eye; the hits are there without it
         return [Found(id=hit.id, score=hit.score, text=hit.text, columns=hit.columns, passage=span)
                 for hit, span in zip(hits, best, strict=True)]  # fmt: skip
@@ -140,10 +131,7 @@ def add_search(app: FastAPI, library: Any) -> None:
     @app.post("/search")
     async def search(asked: SearchRequest, request: Request) -> SearchAnswer:
         """Texts that fit a query."""
-        try:
-            answer: SearchAnswer = await library().search(asked)
-        except Busy as busy:
-            raise HTTPException(429, str(busy), {"Retry-After": str(round(busy.seconds + 0.5))}) from busy
+        answer: SearchAnswer = await library().search(asked)
         return answer
 
     @app.get("/about")

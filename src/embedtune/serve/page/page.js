@@ -65,12 +65,13 @@ function card(query, hit, model) {
   else if (hit.moved !== null)
     moved.textContent = hit.moved === 0 ? "same place" : hit.moved > 0 ? `▲ ${hit.moved} up` : `▼ ${-hit.moved} down`;
   const [first, last] = hit.passage;
+  const letters = Array.from(hit.text); // the server counts characters, a string here counts halves of some
   const text = made.querySelector(".text");
   const mark = document.createElement("mark");
-  mark.textContent = hit.text.slice(first, last);
+  mark.textContent = letters.slice(first, last).join("");
   // What stands before the best passage is shortened, so that the passage is in sight.
-  const before = hit.text.slice(0, first);
-  text.append(before.length > 160 ? `… ${before.slice(-120)}` : before, mark, hit.text.slice(last));
+  const before = letters.slice(0, first).join("");
+  text.append(before.length > 160 ? `… ${before.slice(-120)}` : before, mark, letters.slice(last).join(""));
   made.querySelector(".columns").textContent = Object.entries(hit.columns).map(([k, v]) => `${k}: ${v}`).join(" · ");
   for (const button of made.querySelectorAll(".votes button")) {
     const verdict = button.dataset.verdict;
