@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from encode import cosines, ours, stock, texts_of
 
 from embedtune.encoder.encode import open_encoder
 from embedtune.encoder.load import find
 from embedtune.parts import open_judged
 from embedtune.refine.erase import Texts
 from embedtune.refine.export import Wanted, export
+from encode import cosines, ours, stock, texts_of
 
 FORMS = ("onnx", "onnx-int8", "openvino", "static")
 Encode = Callable[[list[str]], np.ndarray]

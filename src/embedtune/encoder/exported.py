@@ -77,7 +77,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def open_exported(name: str, folder: Path) -> Exported:
-    """An exported folder, whole and with its runtime. Raises UserError where it is damaged or the runtime is missing."""
+    """An exported folder as an encoder. Raises UserError where it is damaged or its runtime is missing."""
     if wrong := files.damage(folder):
         raise UserError(f"is damaged: {wrong}", where=str(folder), fix="export it again")
     return Exported(name, folder)
