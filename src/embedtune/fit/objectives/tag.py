@@ -204,10 +204,15 @@ def _dev(
     fewer = fewer if len(fewer) else some[:1]
     labels = np.concatenate([targets[row] for row in fewer])
 
-    def fitted(vectors: np.ndarray) -> probe.Linear:
-        return probe.logistic(vectors, labels, len(names), recipe.loop.seed)
+    read = objective.features(fewer)
+    weights, biases = linear = probe.logistic(read, labels, len(names), recipe.loop.seed)
 
-    weights, biases = fitted(objective.features(fewer))
+    def fitted(vectors: np.ndarray) -> probe.Linear:
+        """Most heads read the hidden states as they are, which the probe has been fitted on already."""
+        return (
+            linear if np.array_equal(vectors, read) else probe.logistic(vectors, labels, len(names), recipe.loop.seed)
+        )
+
     flat = softmax(objective.features(mine) @ weights.T + biases, axis=1)
     start_at_probe(objective, fewer, fitted)
     probed = join(np.split(flat, np.cumsum([len(targets[row]) for row in mine])[:-1]))
