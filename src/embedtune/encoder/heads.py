@@ -150,24 +150,31 @@ def _places(lengths: np.ndarray, padded: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def row_logits(loaded: Loaded, rows: list[np.ndarray], types: list | None = None, key: Key | None = None) -> Tensor:
     """Logits (n, C) of whole rows; `key` names the tokens for the dropout, None where the model is in eval mode."""
+    _, pooled = row_states(loaded, rows, types, key)
+    if key is not None:
+        key(np.arange(len(rows)), np.full(len(rows), HEAD_PLACE))
+    return _head(loaded, pooled[:, None])
+
+
+def row_states(
+    loaded: Loaded, rows: list[np.ndarray], types: list | None = None, key: Key | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean hidden states of whole rows, and what the head is given of them: (n, D) each."""
     lengths, layer = np.array([len(row) for row in rows]), averaging.layer_of(loaded.model)
     if layer is None:
         hidden = hidden_states(loaded, rows, types, key)
     else:  # of its work on all tokens, that on each row's first is enough
         with _standing_in(layer, lambda states, *args, **kwargs: states):
             hidden = hidden_states(loaded, rows, types, key)
-    first = torch.from_numpy(np.cumsum(lengths) - lengths).to(hidden.device)
-    if layer is not None:
-        if key is not None:
-            key(np.arange(len(rows)), np.zeros(len(rows), int))
-        pooled = averaging.first_token(layer, row_means(hidden, lengths), hidden.index_select(0, first))
-    elif getattr(loaded.model.config, "classifier_pooling", "cls") == "mean":
-        pooled = row_means(hidden, lengths)
-    else:
-        pooled = hidden.index_select(0, first)
+    mean = row_means(hidden, lengths)
+    if getattr(loaded.model.config, "classifier_pooling", "cls") == "mean":
+        return mean, mean
+    first = hidden.index_select(0, torch.from_numpy(np.cumsum(lengths) - lengths).to(hidden.device))
+    if layer is None:
+        return mean, first
     if key is not None:
-        key(np.arange(len(rows)), np.full(len(rows), HEAD_PLACE))
-    return _head(loaded, pooled[:, None])
+        key(np.arange(len(rows)), np.zeros(len(rows), int))
+    return mean, averaging.first_token(layer, mean, first)
 
 
 def token_logits(loaded: Loaded, rows: list[np.ndarray], wanted: np.ndarray, key: Key | None = None) -> Tensor:
@@ -184,6 +191,17 @@ def row_means(hidden: Tensor, lengths: np.ndarray) -> Tensor:
     owner = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(hidden.device)
     total = hidden.new_zeros(len(lengths), hidden.shape[-1]).index_add(0, owner, hidden)
     return total / torch.from_numpy(lengths).to(hidden)[:, None]
+
+
+def read_by(loaded: Loaded, layer: torch.nn.Module, states: Tensor) -> Tensor:
+    """What `layer` of the head reads (m, D) of hidden states (n, L, D)."""
+    caught: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        _head(loaded, states)
+    finally:
+        hook.remove()
+    return caught[0].flatten(0, -2)
 
 
 def _head(loaded: Loaded, states: Tensor) -> Tensor:

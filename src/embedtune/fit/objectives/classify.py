@@ -242,9 +242,12 @@ def _ready(
     )  # fmt: skip
     rows, some = np.arange(len(train), len(tokens)), probe.some(len(train), recipe.loop.seed)
     note("fitting the linear probe, the baseline to beat")
-    weights, biases = labels.fitted(objective.features(some), some)
-    probed = labels.link(objective.features(rows) @ weights.T + biases)
-    start_at_probe(objective, some, lambda vectors: labels.fitted(vectors, some))
+    layer = heads.fresh_layer(loaded)
+    seen, read = objective.features(some, layer)
+    weights, biases = labels.fitted(seen, some)
+    probed = labels.link(objective.features(rows)[0] @ weights.T + biases)
+    if layer is not None:
+        start_at_probe(layer, labels.fitted(read, some))
     constant = "mean score" if isinstance(recipe, Regress) else "majority class"
     items = tuple(f"{Path(row.file).name}:{row.number}" for row in dev)
     baselines = {constant: labels.constant, "linear probe": probed}
