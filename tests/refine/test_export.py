@@ -211,6 +211,8 @@ def test_a_dev_set_refuses_what_loses_too_much(onnx, tmp_path, capsys):
     assert cli.run([*flags, "--out", str(tmp_path / "bad"), "--loss", "-1.1"]) == 2
     assert "nDCG@10 falls by" in capsys.readouterr().err
     assert not list(tmp_path.glob("bad*"))
+    assert cli.run([*flags[:-2], "--out", str(tmp_path / "bad"), "--loss", "0.1"]) == 2
+    assert "--loss" in capsys.readouterr().err
 
 
 def test_nearness_counts_neighbours_and_forgives_ties():

@@ -7,6 +7,7 @@ from typing import Literal
 
 from embedtune import recipes
 from embedtune.commands.shape import Command, Output, Talk, refuse_existing
+from embedtune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def export(command: Export, talk: Talk) -> Output:
     from embedtune.refine.export import export as work
 
     refuse_existing(command.out, command.force)
+    if command.loss is not None and not command.dev:
+        raise UserError("is about what --dev measures, and there is none", where="--loss", fix="give --dev too")
     texts = Texts(command.data, command.columns, command.bad_rows) if command.data else None
     dev = open_judged(command.dev, bad_rows=command.bad_rows) if command.dev else None
     found = work(command.model, Wanted(command.to, command.dims, command.loss), command.out, texts=texts, dev=dev,
