@@ -19,7 +19,7 @@ from embedtune.data.columns import parse_columns
 from embedtune.data.example import docstrings
 from embedtune.data.read import Counts, read_texts
 from embedtune.encoder import embedder, heads, load
-from embedtune.encoder.encode import LocalEncoder, open_encoder, role_prompt
+from embedtune.encoder.encode import LocalEncoder, Role, open_encoder, role_prompt
 from embedtune.encoder.exported import FILE, Exported, is_export, need
 from embedtune.errors import UserError
 from embedtune.refine import graph, parity, sidecar, static
@@ -29,7 +29,7 @@ Target = Literal["onnx", "onnx-int8", "openvino", "static"]
 EXPORTERS = ("onnx", "onnxscript")  # of every target with a graph
 NEAR = 200  # texts whose vectors are compared
 BLOCK = 2048
-ROLES = ("query", "document", "text")
+ROLES: tuple[Role, ...] = ("query", "document", "text")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxruntime", "openvino")
 
 

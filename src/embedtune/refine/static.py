@@ -65,7 +65,7 @@ def table(vectors: np.ndarray, shares: np.ndarray | None, dims: int | None) -> t
     Principal components of the tokens, counted as often as they occur (each once where `shares` is None), then each
     row times a / (a + p). Raises UserError where so many components do not exist.
     """
-    real = vectors.any(axis=1)
+    real = np.asarray(vectors.any(axis=1))
     most = min(vectors.shape[1], int(real.sum()) - 1)
     if not 1 <= (dims := min(DIMS, most) if dims is None else dims) <= most:
         raise UserError(f"{dims:,} dimensions cannot be kept: 1 to {most:,} are possible", where="--dims")
