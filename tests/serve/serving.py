@@ -11,6 +11,7 @@ import numpy as np
 from embedtune.serve.app import Service, make_app
 from embedtune.serve.batcher import Answer, BadIds, Limits, NotFinite
 from embedtune.serve.guard import Guard
+from embedtune.serve.worker import guarded
 
 
 class FakeModel:
@@ -28,11 +29,14 @@ class FakeModel:
     def prompt(self, role):
         return self.prompts.get(role, "")
 
+    def close(self):
+        self.gate.set()
+
     def compute(self, given):
         self.batches.append(len(given))
         self.gate.wait(20)
         time.sleep(self.seconds)
-        return [self.one(each) for each in given]
+        return guarded(lambda some: [self.one(each) for each in some], given)
 
     def one(self, each):
         if isinstance(each.content, tuple) and max(each.content) >= self.vocabulary:
@@ -85,5 +89,5 @@ async def serving(model, key=None, **limits):
     async with app.router.lifespan_context(app):
         while service.batcher is None and service.failed is None:
             await asyncio.sleep(0.005)
-        yield Client(Guard(app, key)), service
+        yield Client(Guard(app, key, service.busy)), service
         model.gate.set()

@@ -59,16 +59,17 @@ def serve(command: Serve, talk: Talk) -> Output:
     from embedtune.serve.app import Service, make_app
     from embedtune.serve.batcher import Limits
     from embedtune.serve.guard import Guard
-    from embedtune.serve.model import check_indexes, open_all
+    from embedtune.serve.shelf import check_indexes, open_all
 
     check_indexes(command.model, command.index)  # what is wrong with the names is said now
     precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
     limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
     service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
                       Path(command.feedback), command.names)  # fmt: skip
-    config = uvicorn.Config(Guard(make_app(service), key), command.host, command.port, log_level="warning",
-                            timeout_keep_alive=30, h11_max_incomplete_event_size=2**16,
-                            timeout_graceful_shutdown=30, server_header=False, lifespan="on")  # fmt: skip
+    app = Guard(make_app(service), key, service.busy)
+    config = uvicorn.Config(app, command.host, command.port, log_level="warning", timeout_keep_alive=30,
+                            h11_max_incomplete_event_size=2**16, timeout_graceful_shutdown=30, server_header=False,
+                            lifespan="on", ws="none")  # fmt: skip
     server = uvicorn.Server(config)
     _stop_well(server, service)
     talk.note(f"http://{command.host}:{command.port} serves {command.model} in {precision}"
