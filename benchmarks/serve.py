@@ -139,31 +139,46 @@ class Overload:
     seconds: float = 0.0
 
 
-def memory(process: int) -> list[int]:
-    """Resident megabytes of the server and of its model's process."""
+def used(server: int) -> dict[str, tuple[float, int]]:
+    """Seconds of processor time and resident megabytes of the server, of its model's process, and of the askers."""
     import psutil
 
-    server = psutil.Process(process)
-    return [round(each.memory_info().rss / 2**20) for each in (server, *server.children())]
+    front = psutil.Process(server)
+    named = {"front": front, "model": front.children()[0], "askers": psutil.Process()}
+    return {
+        name: (sum(each.cpu_times()[:2]), round(each.memory_info().rss / 2**20)) for name, each in named.items()
+    }
+
+
+def cost(before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]], texts: int) -> str:
+    """Where the processor's time went; texts a second of it compare runs on a machine that others use too."""
+    seconds = {name: after[name][0] - before[name][0] for name in after}
+    total = sum(seconds.values())
+    shares = ", ".join(f"{name} {share / total:.0%}" for name, share in seconds.items())
+    return f"{texts / total:.0f} texts per second of processor time ({total:.1f} s: {shares})"
 
 
 async def measure(port: int, process: int, args: argparse.Namespace) -> None:
     lines = (DATA / "medical" / "data.txt").read_text(encoding="utf-8").splitlines()[:2000]
     requests = [request(line) for line in lines]
     await closed(port, requests, args.users, 3)
-    peak, calm = await closed(port, requests, args.users, max(3, args.seconds / 4))
-    print(f"peak: {peak:.0f} texts/s, median {calm * 1000:.0f} ms, {args.users} users", flush=True)
+    before, seconds = used(process), max(3, args.seconds / 4)
+    peak, calm = await closed(port, requests, args.users, seconds)
+    print(f"peak: {peak:.0f} texts/s, median {calm * 1000:.0f} ms, {args.users} users; "
+          f"{cost(before, used(process), round(peak * seconds))}", flush=True)  # fmt: skip
     for turn in range(args.times):
-        before = memory(process)
+        before = used(process)
         seen = await opened(port, requests, 10 * peak, args.seconds, args.connections)
+        after = used(process)
         late, refused = (sorted(seen.times[good])[int(0.99 * len(seen.times[good]))] for good in (True, False))
+        memory = ", ".join(f"{name} {before[name][1]} -> {after[name][1]} MB" for name in ("front", "model"))
         print(f"overload {turn + 1}, {args.connections} connections: {seen.good / seen.seconds:.0f} texts/s answered "
               f"({seen.good / seen.seconds / peak:.0%} of the peak), p99 {late:.2f} s, of refusals {refused:.2f} s; "
-              f"{dict(seen.statuses)}, not sent {seen.unsent}, lost {seen.lost}, hung {seen.hung}; "
-              f"memory {before} -> {memory(process)} MB", flush=True)  # fmt: skip
+              f"{dict(seen.statuses)}, not sent {seen.unsent}, lost {seen.lost}, hung {seen.hung}; {memory}; "
+              f"{cost(before, after, seen.statuses[200])}", flush=True)  # fmt: skip
         await asyncio.sleep(2)
-        again, after = await closed(port, requests, args.users, 3)
-        print(f"two seconds after: {again:.0f} texts/s, median {after * 1000:.0f} ms", flush=True)
+        again, median_after = await closed(port, requests, args.users, 3)
+        print(f"two seconds after: {again:.0f} texts/s, median {median_after * 1000:.0f} ms", flush=True)
 
 
 def main() -> None:

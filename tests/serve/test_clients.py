@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,36 +12,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from serving import FakeModel  # noqa: E402
+from serving import FakeModel, free_port, listening  # noqa: E402
 
-from embedtune.serve.app import Service, make_app  # noqa: E402
+from embedtune.serve.app import Service  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
-from embedtune.serve.guard import Guard  # noqa: E402
 
 TEXTS = ["a text", "another one", "a text"]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return made.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address():
-    port = free_port()
-    service = Service(lambda: (FakeModel(), ()), Limits())
-    server = uvicorn.Server(
-        uvicorn.Config(Guard(make_app(service), "secret-key"), "127.0.0.1", port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while service.batcher is None:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
+    with listening(Service(lambda: (FakeModel(), ()), Limits()), "secret-key") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_openais_client(address):

@@ -47,7 +47,7 @@ IDLE = 10.0  # seconds after which readiness is shown by a text of our own
 EMBEDDING = {"/v1/embeddings", "/embed"}
 CLOSED = 499  # nginx's status of a client that went away; nobody reads it but the metrics
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 401, 413, 415, 422, 429, 500, 503)
+    code: {"model": ErrorBody} for code in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 }
 
 
@@ -68,6 +68,7 @@ class Service:
     library: Library | None = None
     draining: bool = False
     failed: str | None = None
+    loaded: Callable[[], None] = lambda: None  # called in the event loop's thread when all is loaded
     give_up: Callable[[], None] = lambda: None  # ends the server
     queues: dict[Remote, Batcher] = field(default_factory=dict)
 
@@ -102,6 +103,7 @@ class Service:
             if shelves:
                 self.library = Library([Searched(shelf, of, self.queues[of]) for shelf, of in shelves], self.feedback)
             self.model, self.batcher = model, self.queues[model]
+            self.loaded()
         except Exception as error:  # whatever it is: `embedtune serve` ends, and says it
             self.fail(f"the model cannot be served: {error}")
 
