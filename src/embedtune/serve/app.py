@@ -22,7 +22,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from embedtune.errors import UserError
-from embedtune.serve.batcher import Answer, BadIds, Batcher, Busy, Dead, Given, Late, Limits, NotFinite
+from embedtune.serve.batcher import HUNG, Answer, BadIds, Batcher, Busy, Dead, Given, Late, Limits, NotFinite
 from embedtune.serve.guard import kind_of
 from embedtune.serve.metrics import Counted, Metrics
 from embedtune.serve.schemas import (
@@ -294,10 +294,10 @@ def _health(app: FastAPI, service: Service) -> None:
         if time.monotonic() - batcher.worked > IDLE:
             try:
                 await asyncio.wait_for(batcher.ask([Given("ready?")]), IDLE)
-            except Busy:
-                pass  # it works, on others' texts
-            except (Late, TimeoutError) as error:
-                raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
+            except (Busy, Late, TimeoutError) as error:
+                # A full queue is a good sign as long as batches come out of it.
+                if not isinstance(error, Busy) or time.monotonic() - batcher.worked > HUNG:
+                    raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
         return "ok"
 
     @app.get("/metrics", response_class=PlainTextResponse)
