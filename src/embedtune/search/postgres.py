@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,8 @@ def create(
         with writing(connection, name):
             tables.refuse_existing(connection, address, name, force)
             encoder = open_encoder(model, precision=precision, note=note)
-            about = About(model, identity(model), encoder.dimension, dtype, precision, _similarity(encoder), ann)
+            kept = str(Path(model).resolve()) if Path(model).is_dir() else model
+            about = About(kept, identity(model), encoder.dimension, dtype, precision, _similarity(encoder), ann)
             tables.check_size(about)
             made = tables.new(connection, name, about)
             new = checked(records, lambda ids: (), set(), name, False)
