@@ -121,7 +121,7 @@ def test_the_graph_is_used_and_finds_nearly_all(server, model, whole):
     with hasty._reading() as ranks:
         query, values = tables._filtered(plan, "whole", {}, type=tables.words("vector"), operator=tables.words("<#>"))
         said = ranks.connection.execute(query, {"vector": str([0.1] * 32), "top": 10, **values}).fetchall()
-        assert "whole.new_vector_idx" in str(said) or "hnsw" in str(said) or "vector_idx" in str(said), said
+        assert "vector_idx" in str(said)
     queries = TEXTS[::9]
     near, true = hasty.search(queries, 10), whole.search(queries, 10, mode="exact")
     assert np.mean([len(set(ids(a)) & set(ids(b))) / 10 for a, b in zip(near, true)]) > 0.99

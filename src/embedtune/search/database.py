@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ def connected(store: Address) -> Iterator[Any]:
     Inside the block whatever the database refuses is a UserError, and so is that it went away.
     """
     psycopg = packages()
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of is an error of ours soon
     try:
         # No prepared statements: an address may be that of a pool of connections, which does not keep them.
         with psycopg.connect(**store.settings, autocommit=True, prepare_threshold=None) as connection:

@@ -29,8 +29,8 @@ NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 TABLE = """
 CREATE TABLE {table} (
-    number bigint GENERATED ALWAYS AS IDENTITY,
-    id text PRIMARY KEY,
+    number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id text NOT NULL UNIQUE,
     text text NOT NULL,
     columns json NOT NULL,
     vector {type}({dimension}) NOT NULL,
@@ -46,8 +46,8 @@ WITH asked AS (
     SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word
     FROM unnest(to_tsvector('simple', %(query)s))
 ), total AS (SELECT count(*) AS texts FROM {table}),
-weighed AS (
-    SELECT word, ln(1 + (texts - found + 0.5) / (found + 0.5)) AS weight
+weighed AS MATERIALIZED (
+    SELECT word, ln(1 + (texts - found + 0.5)::float8 / (found + 0.5)) AS weight
     FROM asked, total, LATERAL (SELECT count(*) AS found FROM {table} WHERE words @@ word) AS counted
 )
 SELECT number, sum(weight * ts_rank(words, word, 1)) AS score FROM weighed JOIN {table} ON words @@ word WHERE {where}
@@ -150,10 +150,11 @@ def read(connection: Any, store: Address, name: str) -> About:
         raise UserError(what, where=f"{name} in {store.shown}", fix="update embedtune, or build the index anew")
     try:
         about = About(**{**found, "columns": tuple(found["columns"])})
-        return about if about.similarity in OPERATORS and about.dtype in TYPES else About()  # type: ignore[call-arg]
+        _ = OPERATORS[about.similarity], TYPES[about.dtype]
     except (TypeError, KeyError) as error:
         raise UserError("the comment of the table is damaged", where=f"{name} in {store.shown}",
                         fix="build the index anew, with --force") from error  # fmt: skip
+    return about
 
 
 def refuse_existing(connection: Any, store: Address, name: str, force: bool) -> None:
@@ -175,7 +176,8 @@ def new(connection: Any, name: str, about: About) -> str:
 
 def finish(connection: Any, made: str, name: str, about: About) -> None:
     """Index the new table, describe it, and let it take the place of the old one."""
-    connection.execute(sql("CREATE INDEX ON {table} (number)", table=made))
+    from psycopg.sql import Identifier
+
     connection.execute(sql("CREATE INDEX ON {table} USING gin (words)", table=made))
     if about.graph:
         kind = words(f"{about.type}_{OPERATORS[about.similarity][1]}_ops")
@@ -183,8 +185,6 @@ def finish(connection: Any, made: str, name: str, about: About) -> None:
     describe(connection, made, about)
     connection.execute(sql("ANALYZE {table}", table=made))
     connection.execute(sql("DROP TABLE IF EXISTS {table}", table=name))
-    from psycopg.sql import Identifier
-
     connection.execute(sql("ALTER TABLE {table} RENAME TO {name}", table=made, name=Identifier(name)))
 
 
