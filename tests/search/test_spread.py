@@ -104,11 +104,12 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_which_can_be_resumed(pl
 
 
 def test_another_model_on_a_workers_machine_is_refused(ray, place):
+    folder = str(place / "model")
     with pytest.raises(UserError, match="is another model on a worker's machine") as error:
-        spread.start(ray, spread.Model("model", "0" * 64), 1, print)
-    assert error.value.where == "model" and error.value.fix
+        spread.start(ray, spread.Model(folder, "0" * 64), 1, print)
+    assert error.value.where == folder and error.value.fix
     with pytest.raises(UserError, match="9 workers need 9 CPUs, the cluster has 2"):
-        spread.start(ray, spread.Model("model", identity("model")), 9, print)
+        spread.start(ray, spread.Model(folder, identity(folder)), 9, print)
 
 
 @pytest.mark.parametrize(
