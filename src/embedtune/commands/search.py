@@ -152,11 +152,13 @@ def _in_folder(command: Build, talk: Talk) -> tuple[Searchable, Left]:
 
 
 def _in_database(command: Build, talk: Talk) -> tuple[Searchable, Left]:
-    from embedtune.search.postgres import create
+    from embedtune.search.postgres import create, recall
 
     records, left = _records(command)
     made = create(command.store or "", command.out, command.model, records, dtype=command.dtype, ann=command.ann,
-                  precision=command.precision, force=command.force, note=talk.note)  # fmt: skip
+                  precision=command.precision, force=command.force)  # fmt: skip
+    if command.ann:
+        talk.note(f"the graph finds {recall(made):.4f} of the ten true neighbours of its own texts (recall@10)")
     return made, left
 
 

@@ -190,11 +190,11 @@ def load(store: str, name: str, model: str | None = None, note: Note = lambda te
 
 def create(
     store: str, name: str, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", ann: bool = False,
-    precision: Precision = "fp32", force: bool = False, note: Note = lambda text: None,
+    precision: Precision = "fp32", force: bool = False,
 ) -> Table:  # fmt: skip
     """A new index of these records; it takes its name, and with `force` the place of an older one, when it is complete.
 
-    `ann`: a graph of neighbours (HNSW); how many of the true neighbours it finds is noted.
+    `ann`: a graph of neighbours (HNSW); `recall` says how many of the true neighbours it finds.
     """
     address = database.parse(store)
     tables.check_name(name)
@@ -202,7 +202,7 @@ def create(
         database.with_vectors(connection, address, make=True)
         with writing(connection, name):
             tables.refuse_existing(connection, address, name, force)
-            encoder = open_encoder(model, precision=precision, note=note)
+            encoder = open_encoder(model, precision=precision)
             kept = str(Path(model).resolve()) if Path(model).is_dir() else model
             about = About(kept, identity(model), encoder.dimension, dtype, precision, _similarity(encoder), ann)
             tables.check_size(about)
@@ -210,11 +210,7 @@ def create(
             new = checked(records, lambda ids: (), set(), name, False)
             about = _fill(connection, made, about, encoder, new, False)
             tables.finish(connection, made, name, about)
-    table = Table(address, name, about, encoder)
-    if ann:
-        share = recall(table)
-        note(f"the graph finds {share:.4f} of the ten true neighbours of its own texts (recall@10); --exact finds all")
-    return table
+    return Table(address, name, about, encoder)
 
 
 def _similarity(encoder: Encoder) -> str:
