@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
 from embedtune import files
-from embedtune.search.index import Hit
+from embedtune.search.contract import Hit
 from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
