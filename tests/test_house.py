@@ -19,7 +19,7 @@ LEAVES = {
     *("plots", "plots_labels", "plots_refine"),
 }
 IMPORTS = {
-    "__init__": {"recipes", "errors", "encoder", "refine", "tune", "run"},  # lazily, by name
+    "__init__": {"recipes", "errors", "encoder", "fit", "refine", "tune", "run"},  # lazily, by name
     "errors": set(),
     "keyed": set(),
     "files": {"errors"},
