@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "embedtune"
 # Rooms are folders, the rest are single modules. Each may import those named here, and a room also itself.
 LEAVES = {
     *("errors", "files", "recipes", "schema", "limits", "nearest", "keyed"),
-    *("plots", "plots_labels", "plots_refine"),
+    *("plots", "plots_labels", "plots_refine", "plots_drift"),
 }
 IMPORTS = {
     "__init__": {"recipes", "errors", "encoder", "fit", "refine", "tune", "run"},  # lazily, by name
@@ -29,6 +29,7 @@ IMPORTS = {
     "plots": {"errors", "files"},
     "plots_labels": {"plots"},
     "plots_refine": {"plots"},
+    "plots_drift": {"plots"},
     "nearest": {"errors"},
     "data": LEAVES,
     "encoder": LEAVES | {"data"},

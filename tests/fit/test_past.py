@@ -10,8 +10,10 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from conftest import corpus
 from embedtune import Past, UserError, continued, files, finetune, plots, plots_labels, recipes, schema, tune
@@ -22,8 +24,16 @@ from embedtune.fit import engine, past
 from embedtune.fit.engine import Listener
 from embedtune.fit.past import Texts, choose
 
-LOOP = {"batch": 16, "lr": 2e-3, "max_tokens": 512, "precision": "fp32", "log_steps": 1, "eval_steps": 4, "max_steps": 4}
-LOOP |= {"checkpoint_steps": 2}
+LOOP = {
+    "batch": 16,
+    "lr": 2e-3,
+    "max_tokens": 512,
+    "precision": "fp32",
+    "log_steps": 1,
+    "eval_steps": 4,
+    "max_steps": 4,
+}
+LOOP |= {"checkpoint_steps": 2, "measure": None}
 TASKS = ("mlm", "contrastive", "scored", "classify", "regress", "tag")
 SAME = ("model.safetensors", "recipe.toml", "scores.json", "README.md")
 
@@ -95,7 +105,7 @@ def rows_of(task, count, seed):
             "mlm": {"text": line},
             "contrastive": {"anchor": " ".join(words[:half]), "positive": " ".join(words[half:])},
             "scored": {"sentence1": line, "sentence2": " ".join(mixed), "score": float(grade)},
-            "classify": {"text": line, "label": ("good", "bad", "odd")[grade]},
+            "classify": {"text": f"{3 * ('ba ', 'de ', 'fi ')[grade]}{line}", "label": ("good", "bad", "odd")[grade]},
             "regress": {"text": line, "score": len(words) + n % 2},
             "tag": {"tokens": words, "tags": ["B-x" if len(word) > 4 else "O" for word in words]},
         }[task])  # fmt: skip
@@ -232,12 +242,12 @@ def test_what_got_worse_on_the_old_rows_is_not_handed_out(finished, go_on):
     run = finished("classify")
     turned = {"good": "bad", "bad": "odd", "odd": "good"}
     rows = [row | {"label": turned[row["label"]]} for row in rows_of("classify", 200, 3)]
-    done, _, _ = go_on(run, train=rows, replay=0.0, max_steps=60, lr=5e-3, eval_steps=60)
-    assert done.scores["best_step"] == 60
+    done, _, _ = go_on(run, train=rows, replay=0.0, max_steps=60, lr=5e-3, measure="new_F1")
     assert done.scores["sides"]["new"]["value"] > 0 > done.scores["sides"]["old"]["value"]
-    if done.scores["word"] == "REGRESSION":
-        assert (done.folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-        assert done.scores["verdict"].startswith("REGRESSION: worse than the run")
+    assert done.scores["word"] == "REGRESSION"
+    assert done.scores["verdict"].startswith("REGRESSION: worse than the run")
+    old, kept = (load_file(folder / "model.safetensors") for folder in (run, done.folder))
+    assert all(torch.equal(old[name], kept[name]) for name in {*old, *kept})
 
 
 # ---- what is refused
@@ -252,7 +262,7 @@ def test_old_data_that_changed_is_refused_with_a_way_on(finished, go_on, tmp_pat
     for spoil in ("changed", "gone"):
         old = place / "old.jsonl"
         before = old.read_text()
-        old.write_text(before.replace("8", "9")) if spoil == "changed" else old.unlink()
+        old.write_text(before.replace("\n", " \n", 1)) if spoil == "changed" else old.unlink()
         with pytest.raises(UserError, match="cannot be used again") as caught:
             go_on(run)
         assert "--replay 0" in caught.value.fix and not (tmp_path / "out.running").exists()
