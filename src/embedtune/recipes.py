@@ -63,7 +63,7 @@ class Loop:
     patience: int | None = None
     # What "better" means: the dev measure that picks the best checkpoint and stops early (derived from the task).
     measure: str | None = None
-    # Write a checkpoint every so many steps (derived: about ten times a run).
+    # Write a checkpoint every so many steps (None: by the clock, every half a minute or fiftieth of the time).
     checkpoint_steps: int | None = None
     # Log the training loss every so many steps (derived: at most about 1,000 lines).
     log_steps: int | None = None
@@ -243,7 +243,7 @@ class Classify:
     weights: Weights = "none"
     # Share of each label that is spread over all classes (arXiv 1512.00567).
     label_smoothing: float = 0.0
-    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    # What the head reads: cls (the first token) or mean (derived: what the model's vectors are made of).
     pooling: Pooling | None = None
     # Train the head alone, the encoder frozen (a linear probe).
     freeze: bool = False
@@ -275,7 +275,7 @@ class Regress:
     train_rows: int | None = None
     # Score on so many rows at most.
     dev_rows: int = 1000
-    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    # What the head reads: cls (the first token) or mean (derived: what the model's vectors are made of).
     pooling: Pooling | None = None
     # Train the head alone, the encoder frozen (a linear probe).
     freeze: bool = False

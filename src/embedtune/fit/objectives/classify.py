@@ -53,7 +53,7 @@ def prepare_classify(recipe: Classify, home: Path, note: Callable[[str], None]) 
     train, dev, classes = sides.train, sides.dev, sides.about
     gold = [_numbers(side, classes) for side in (train, dev)]
     problem = "multi_label_classification" if classes.multi else "single_label_classification"
-    folder = load.find(recipe.model or DEFAULT)
+    recipe, folder = _pooled(recipe, train)
     loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, classes.names, problem, recipe.pooling)
     share = gold[0].mean(0) if classes.multi else np.bincount(gold[0], minlength=len(classes.names)) / len(train)
 
@@ -79,7 +79,7 @@ def prepare_regress(recipe: Regress, home: Path, note: Callable[[str], None]) ->
     mean, spread = float(gold[0].mean()), float(gold[0].std())
     if not spread:
         raise UserError(f"all scores are {mean:g}: there is nothing to learn", where=name_of(recipe.train))
-    folder = load.find(recipe.model or DEFAULT)
+    recipe, folder = _pooled(recipe, train)
     loaded = heads.load_head(folder, heads.SEQUENCE, recipe.loop.seed, ["score"], "regression", recipe.pooling)
     right = torch.tensor(gold[0], dtype=torch.float32)
 
@@ -131,6 +131,17 @@ def _classes(train: list[Labelled], recipe: Classify, counts: Counts) -> Classes
     known = Classes(names, tuple(many[name] for name in names), multi)
     check_known(train, known, where, "the run that is continued", "embedtune fit classify learns all classes anew")
     return known
+
+
+def _pooled(recipe: Any, train: list) -> tuple[Any, Path]:
+    """The recipe with what the head reads, and the model's folder: the mean for single texts, where the model means.
+
+    Two texts in a row are told apart by attention, which the first token sums up as well.
+    """
+    folder = load.find(recipe.model or DEFAULT)
+    if recipe.pooling is None and all(row.pair is None for row in train):
+        recipe = dataclasses.replace(recipe, pooling=heads.usual_pooling(folder))
+    return recipe, folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +270,12 @@ def _ready(
     )  # fmt: skip
     rows, some = np.arange(len(train), len(tokens)), probe.some(len(train), recipe.loop.seed)
     note("fitting the linear probe, the baseline to beat")
-    weights, biases = labels.fitted(objective.features(some), some)
-    probed = labels.link(objective.features(rows) @ weights.T + biases)
-    start_at_probe(objective, some, lambda vectors: labels.fitted(vectors, some))
+    layer = heads.fresh_layer(loaded)
+    seen, read = objective.features(some, layer)
+    weights, biases = labels.fitted(seen, some)
+    probed = labels.link(objective.features(rows)[0] @ weights.T + biases)
+    if layer is not None:
+        start_at_probe(layer, labels.fitted(read, some))
     constant = "mean score" if isinstance(recipe, Regress) else "majority class"
     items = tuple(f"{Path(row.file).name}:{row.number}" for row in dev)
     baselines = {constant: labels.constant, "linear probe": probed}

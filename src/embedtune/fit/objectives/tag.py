@@ -223,12 +223,13 @@ def _dev(
     fewer = fewer if len(fewer) else some[:1]
     labels = np.concatenate([targets[row] for row in fewer])
 
-    def fitted(vectors: np.ndarray) -> probe.Linear:
-        return probe.logistic(vectors, labels, len(names), recipe.loop.seed)
-
-    weights, biases = fitted(objective.features(fewer))
-    flat = softmax(objective.features(mine) @ weights.T + biases, axis=1)
-    start_at_probe(objective, fewer, fitted)
+    layer = heads.fresh_layer(objective.loaded)
+    seen, read = objective.features(fewer, layer)
+    weights, biases = linear = probe.logistic(seen, labels, len(names), recipe.loop.seed)
+    flat = softmax(objective.features(mine)[0] @ weights.T + biases, axis=1)
+    if layer is not None:  # most read the hidden states as they are, which the probe has been fitted on already
+        same = np.array_equal(seen, read)
+        start_at_probe(layer, linear if same else probe.logistic(read, labels, len(names), recipe.loop.seed))
     probed = join(np.split(flat, np.cumsum([len(targets[row]) for row in mine])[:-1]))
     shares = np.bincount(np.concatenate([targets[row] for row in objective.train]), minlength=len(names))
     nothing = [np.tile(shares / shares.sum(), (len(row.tags), 1)) for row in dev]
