@@ -66,7 +66,7 @@ def main() -> None:
         train, test = rows_of(source, getattr(args, f"{kind}_rows"), args.test_rows)
         write_rows(work / f"{kind}.jsonl", train)
         tests[kind] = from_pairs(read_pairs(test), kind)
-        print(f"{kind} ({source}): {len(train):,} pairs to train on, {len(tests[kind].queries):,} questions to judge on")
+        print(f"{kind} ({source}): {len(train):,} pairs to train on, {len(tests[kind].queries):,} to judge on")
     write_rows(work / "both.jsonl", [row for kind in SOURCES for row in lines(work / f"{kind}.jsonl")])
     loop = Loop(lr=args.lr, epochs=args.epochs, eval_steps=10)
     first = Contrastive(train=str(work / "old.jsonl"), max_length=128, train_length=64, dev_corpus=500, loop=loop)
@@ -78,7 +78,7 @@ def main() -> None:
         "then the new, replay 2": lambda: on(old, work, 2.0, loop),
         "on both, anew": dataclasses.replace(first, train=str(work / "both.jsonl")),
     }
-    print("\n| model | old | new | old, against the first run | new, against the first run | verdict on dev | seconds |")
+    print("\n| model | old | new | old, against the first | new, against the first | verdict on dev | seconds |")
     print("|---|---|---|---|---|---|---|")
     reports = {kind: {"base": judged("all-MiniLM-L6-v2", data)} for kind, data in tests.items()}
     for name, recipe in recipes.items():
