@@ -274,7 +274,10 @@ def test_dependencies_have_their_floors_and_pins():
     extras = project["optional-dependencies"]
     wanted = [
         need
-        for extra in ("offline", "hub", "hosted", "search", "ann", "postgres", "ray", "dev", "parity", "bench")
+        for extra in (
+            *("offline", "hub", "hosted", "search", "ann", "postgres", "ray", "onnx", "openvino", "static"),
+            *("dev", "parity", "bench"),
+        )
         for need in extras[extra]
     ]
     named = {re.match(r"[\w-]+", need)[0] for need in [*project["dependencies"], *wanted]} - {"embedtune"}
