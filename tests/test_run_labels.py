@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ def test_with_few_rows_the_encoder_is_tuned_on_pairs_first_and_then_the_head_alo
     def watched(recipe, out, **more):
         done = inner(recipe, out, **more)
         if isinstance(recipe, Scored):
-            rows = [json.loads(line) for line in open(recipe.train)]
+            rows = [json.loads(line) for line in Path(recipe.train).read_text().splitlines()]
             adapted.update(weights=weights(done.folder), scores={row["score"] for row in rows}, rows=len(rows))
         return done
 

@@ -52,8 +52,8 @@ def _few(found: Any) -> str | None:
     if middle > FEW:
         return None
     return (
-        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, which was the "
-        "best of four ways with so few (docs/labels.md)"
+        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, "
+        "which was the best of four ways with so few (docs/labels.md)"
     )
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -33,9 +34,9 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
     server = uvicorn.Server(config)
     leave = server.handle_exit
 
-    def handle(signal: int, frame: Any) -> None:
+    def handle(sig: int, frame: FrameType | None) -> None:
         service.draining = True
-        leave(signal, frame)
+        leave(sig, frame)
 
     server.handle_exit = handle  # type: ignore[method-assign]
     service.give_up = lambda: setattr(server, "should_exit", True)
