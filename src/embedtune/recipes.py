@@ -72,6 +72,18 @@ class Loop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Past:
+    """The run that a training goes on from."""
+
+    # Folder of a finished run: start at its model, with its settings, and do not forget what it learned.
+    continue_from: str | None = None
+    # That run's training rows to train on again, as a share of the new ones.
+    replay: float = 0.5
+    # sha256 of that run's weights (derived); a recipe that says it goes on from no others.
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLM:
     """Masked language modelling on raw lines: the encoder learns the language of your text."""
 
@@ -101,6 +113,8 @@ class MLM:
     scratch: bool = False
     # Vocabulary of the tokenizer that --scratch trains.
     vocab_size: int = 8000
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -159,6 +173,8 @@ class Contrastive:
     merge: Merge = "none"
     # The loss.
     ranking: Ranking = field(default_factory=Ranking)
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -197,6 +213,8 @@ class Scored:
     allow_leaks: bool = False
     # Average with the base at the end, with the coefficient that is best on dev: auto or none.
     merge: Merge = "none"
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -231,6 +249,8 @@ class Classify:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -261,6 +281,8 @@ class Regress:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -293,6 +315,8 @@ class Tag:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 

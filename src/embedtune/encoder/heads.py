@@ -62,6 +62,13 @@ def kind_of(folder: Path) -> str | None:
     return next((kind for ending, kind in kinds.items() if str(made[0]).endswith(ending)), None)
 
 
+def labels_of(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """The labels of a folder's head in their order, and whether several may apply to one text."""
+    config = load.open_config(folder)
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return names, config.problem_type == "multi_label_classification"
+
+
 def open_head(folder: Path) -> tuple[Loaded, str]:
     """A folder that was saved with a head, and the kind of it. Raises UserError where there is none."""
     kind = kind_of(folder)
