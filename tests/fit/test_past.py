@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from conftest import corpus
-from embedtune import Past, UserError, continued, files, finetune, plots, plots_labels, recipes, schema, tune
+from embedtune import Past, UserError, cli, continued, files, finetune, plots, plots_labels, recipes, schema, tune
 from embedtune.data.clean import text_hash
 from embedtune.data.divide import leaks
 from embedtune.errors import Interrupted
@@ -248,6 +248,23 @@ def test_what_got_worse_on_the_old_rows_is_not_handed_out(finished, go_on):
     assert done.scores["verdict"].startswith("REGRESSION: worse than the run")
     old, kept = (load_file(folder / "model.safetensors") for folder in (run, done.folder))
     assert all(torch.equal(old[name], kept[name]) for name in {*old, *kept})
+
+
+def test_the_command_takes_the_settings_of_the_run_and_flags_win(finished, tmp_path, capsys):
+    """And a side that got worse is exit code 3."""
+    run = finished("classify")
+    turned = {"good": "bad", "bad": "odd", "odd": "good"}
+    rows = [row | {"label": turned[row["label"]]} for row in rows_of("classify", 200, 3)]
+    command = ["fit", "classify", write(tmp_path / "turned.jsonl", rows), "--continue-from", str(run)]
+    out = tmp_path / "out"
+    flags = ["--replay", "0.25", "--lr", "1e-6", "--max-steps", "1", "--out", str(out)]
+    assert cli.run([*command, *flags]) == 0
+    table = schema.read_toml(out / "recipe.toml")
+    assert (table["past"]["replay"], table["loop"]["lr"], table["loop"]["batch"]) == (0.25, 1e-6, LOOP["batch"])
+    flags = ["--replay", "0", "--lr", "5e-3", "--max-steps", "60", "--measure", "new_F1", "--out", f"{out}-2"]
+    assert cli.run([*command, *flags]) == 3 and "REGRESSION: worse than the run" in capsys.readouterr().out
+    assert cli.run(["fit", "regress", *command[2:], "--out", f"{out}-3"]) == 2
+    assert "its task is 'classify', not 'regress'" in capsys.readouterr().err
 
 
 # ---- what is refused

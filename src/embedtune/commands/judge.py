@@ -112,7 +112,7 @@ def judge(command: Judge, talk: Talk) -> Output:
                 lines += _changed(reports[0][0], mine[0], main, data.retrieval, command.examples)
             entry[encoder.name] = {"verdict": word, "changes": {k: vars(c) for k, c in changes.items()}}
         found.append(entry)
-    texts = {data.name: texts_of(data) for data in sets[: len(command.data)]}
+    texts = {name: texts_of(data) for name, data in zip(command.data, sets)}
     drifts = find_drift(encoders, texts, talk.note, models=not command.exam)
     lines += drifts.lines()
     lines += [f"{e.name}: {usage}" for e in encoders if (usage := getattr(e, "usage", None))]
