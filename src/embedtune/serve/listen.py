@@ -33,9 +33,9 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
     server = uvicorn.Server(config)
     leave = server.handle_exit
 
-    def handle(signal: int, frame: Any) -> None:
+    def handle(sig: int, frame: Any) -> None:
         service.draining = True
-        leave(signal, frame)
+        leave(sig, frame)
 
     server.handle_exit = handle  # type: ignore[method-assign]
     service.give_up = lambda: setattr(server, "should_exit", True)
