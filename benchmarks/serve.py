@@ -7,7 +7,8 @@ A server process over --model, and connections that each ask for one text after 
                 5xx, longest answer, hung; memory of the server and of its model's process before and after
     after       the users of the beginning again: rate and median time, against those of the beginning
 
-The askers take time of the same machine. `--cores 0` keeps the server on core 0 and the askers on the others.
+The askers take time of the same machine. `--cores 0` keeps the server on core 0 and the askers on the others. Where
+other jobs run beside it, texts a second of the server's processor time tell more than texts a second.
 
     python benchmarks/serve.py --seconds 60
     python benchmarks/serve.py --seconds 3 --users 8        # does it run at all?
@@ -145,17 +146,16 @@ def used(server: int) -> dict[str, tuple[float, int]]:
 
     front = psutil.Process(server)
     named = {"front": front, "model": front.children()[0], "askers": psutil.Process()}
-    return {
-        name: (sum(each.cpu_times()[:2]), round(each.memory_info().rss / 2**20)) for name, each in named.items()
-    }
+    return {name: (sum(each.cpu_times()[:2]), round(each.memory_info().rss / 2**20)) for name, each in named.items()}
 
 
 def cost(before: dict[str, tuple[float, int]], after: dict[str, tuple[float, int]], texts: int) -> str:
-    """Where the processor's time went; texts a second of it compare runs on a machine that others use too."""
+    """Where the processor's time went, and texts a second of the server's: this compares runs beside other jobs too."""
     seconds = {name: after[name][0] - before[name][0] for name in after}
-    total = sum(seconds.values())
-    shares = ", ".join(f"{name} {share / total:.0%}" for name, share in seconds.items())
-    return f"{texts / total:.0f} texts per second of processor time ({total:.1f} s: {shares})"
+    spent = ", ".join(f"{name} {share:.1f} s" for name, share in seconds.items())
+    return (
+        f"{texts / (seconds['front'] + seconds['model']):.0f} texts a second of the server's processor time ({spent})"
+    )
 
 
 async def measure(port: int, process: int, args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -34,7 +33,7 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
     server = uvicorn.Server(config)
     leave = server.handle_exit
 
-    def handle(sig: int, frame: FrameType | None) -> None:
+    def handle(sig: int, frame: Any) -> None:
         service.draining = True
         leave(sig, frame)
 
