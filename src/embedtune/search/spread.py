@@ -8,6 +8,9 @@ matter which worker made them, nor that a worker died and another one made them 
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,11 +84,14 @@ def cluster() -> Iterator[Any]:
     ray = ray_package()
     opened = not ray.is_initialized()
     if opened:
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(log_to_driver=False, logging_level="error")
         except (ConnectionError, RuntimeError, ValueError) as error:
             where = os.environ.get("RAY_ADDRESS", "this machine")
             raise UserError(f"Ray cannot be reached or started: {str(error).splitlines()[0]}", where=where) from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, with another exit code
     try:
         yield ray
     finally:
@@ -113,7 +119,8 @@ def start(ray: Any, model: Model, workers: int | None, note: Note) -> list[Any]:
                         fix=f"--workers {most}" if most else "give the cluster a machine")  # fmt: skip
     needs: dict[str, Any] = {unit: 1, "max_restarts": DEATHS, "max_task_retries": DEATHS}
     made = [ray.remote(**needs)(Worker).remote(model) for _ in range(many)]
-    _got(ray, [worker.ready.remote() for worker in made])
+    for answer in [worker.ready.remote().future() for worker in made]:
+        _got(ray, answer)
     note(f"{many} workers of Ray, one {key} each")
     return made
 
@@ -126,37 +133,24 @@ def spread(ray: Any, workers: list[Any], texts: Iterable[str]) -> Iterator[Embed
     """
     rest = iter(texts)
     blocks = iter(lambda: list(islice(rest, WINDOW)), [])
-    ahead: list[Any] = []  # answers to come, the oldest first
-    busy: dict[Any, int] = {}  # which of these are not there yet, and whose they are
-    more = True
-    while more or ahead:
-        while more and len(ahead) < AHEAD * len(workers):
-            block = next(blocks, None)
-            if block is None:
-                more = False
-                break
-            loads = [list(busy.values()).count(number) for number in range(len(workers))]
-            lightest = loads.index(min(loads))
-            answer = workers[lightest].embed.remote(block)
-            ahead.append(answer)
-            busy[answer] = lightest
-        if ahead:
-            (found,) = _got(ray, ahead[:1])
-            del ahead[0]
-            arrived, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
-            for answer in arrived:
-                del busy[answer]
-            yield found
+    ahead: deque[tuple[Any, int]] = deque()  # answers to come, the oldest first, and whose they are
+    while True:
+        for block in islice(blocks, AHEAD * len(workers) - len(ahead)):
+            loads = Counter(number for answer, number in ahead if not answer.done())
+            lightest = min(range(len(workers)), key=lambda number: loads[number])
+            ahead.append((workers[lightest].embed.remote(block).future(), lightest))
+        if not ahead:
+            return
+        yield _got(ray, ahead.popleft()[0])
 
 
-def _got(ray: Any, answers: list[Any]) -> list[Any]:
-    """What the answers hold; what happened to a worker is a UserError."""
+def _got(ray: Any, answer: Any) -> Any:
+    """What an answer holds, waited for where a signal can end it; what happened to a worker is a UserError."""
     try:
-        found: list[Any] = ray.get(answers)
+        return answer.result()
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         what = f"a worker died more than {DEATHS} times: {str(error).strip().splitlines()[0]}"
         fix = "look at its machine's memory; --resume goes on from what is finished"
         raise UserError(what, where="--engine ray", fix=fix) from error
-    return found
