@@ -63,6 +63,10 @@ def _past_needs(recipe: Any) -> list[Need]:
     other = past.continue_from is not None and recipe.model not in (None, past.continue_from)
     return [
         (0 <= past.replay < math.inf, f"replay must not be negative, and finite, not {past.replay}"),
+        (
+            past.continue_from is not None or past.replay == recipes.Past().replay,
+            "replay is for a run that goes on: name it by continue_from",
+        ),
         (not other, "model and continue_from exclude each other: a run goes on from the model of the run before"),
         (
             past.continue_from is None or not getattr(recipe, "scratch", False),

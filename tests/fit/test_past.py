@@ -290,7 +290,7 @@ def test_old_data_that_changed_is_refused_with_a_way_on(finished, go_on, tmp_pat
 
 
 def test_labels_that_the_head_does_not_know_are_refused(finished, go_on):
-    with pytest.raises(UserError, match="labels that the run that is continued does not have") as caught:
+    with pytest.raises(UserError, match="rows have labels that the run that is continued does not have") as caught:
         go_on(finished("classify"), train=[*rows_of("classify", 40, 1), {"text": "one more", "label": "strange"}])
     assert "'strange'" in str(caught.value)
     tags = [*rows_of("tag", 40, 1), {"tokens": ["one"], "tags": ["B-strange"]}]

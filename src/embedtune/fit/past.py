@@ -199,10 +199,10 @@ def _sides(recipe: Any, folder: Path | None, own: Callable[[Any, Path | None], S
         old = _read_again(run, own, known)
     except UserError as error:
         if past.replay:
-            what = f"the data of this run cannot be used again: {error.what}"
+            what = f"the data of this run cannot be used again: {_first(error)}"
             fix = f"put it back as it was, in the folder that it was read from; {WITHOUT}"
             raise UserError(what, where=str(run.folder), details=error.details, fix=fix) from error
-        lost = f"the data of {run.folder} is not used ({error.what}): nothing shows what is forgotten"
+        lost = f"the data of {run.folder} is not used ({_first(error)}): nothing shows what is forgotten"
         return dataclasses.replace(new, remarks=[*new.remarks, lost], old=0)
     chosen = choose(known.of(new), known.of(old), past.replay, recipe.loop.seed)
     if not len(chosen.train) or len(chosen.dev) < FEWEST_DEV:
@@ -214,6 +214,11 @@ def _sides(recipe: Any, folder: Path | None, own: Callable[[Any, Path | None], S
     remarks = [*new.remarks, *chosen.remarks, scored]
     return dataclasses.replace(new, train=train, dev=known.join(old.dev, dev), remarks=remarks, old=count,
                                old_sha256=_both(old))  # fmt: skip
+
+
+def _first(error: UserError) -> str:
+    """What and where, without the hints for one who named the file himself."""
+    return f"{error.where}: {error.what}" if error.where else error.what
 
 
 def _read_again(run: Earlier, own: Callable[[Any, Path | None], Sides], known: Known) -> Sides:

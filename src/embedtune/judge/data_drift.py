@@ -33,7 +33,8 @@ WORD = re.compile(r"[^\W\d_]+")
 class DataDrift:
     """New texts against old ones; of each pair of figures the second is of old texts, taken as if they were new.
 
-    `new_words`: share of the words (as often as they occur) that no (other) old text has; `examples` the most frequent.
+    `new_words`: share of the words (as often as they occur) that none of `held` old texts has; `examples`: the most
+    frequent that no old text has.
     `unknown`: share of the tokens that the tokenizer does not know; `pieces`: tokens of a word. `words`: the quartiles
     of words a text; `length_gap`: the largest gap between the two distributions (Kolmogorov-Smirnov, 0 to 1).
     `distance`: mean cosine distance to the nearest of `reference` old texts, `low` to `high` the 95 % interval of the
@@ -43,6 +44,7 @@ class DataDrift:
     old: str
     new: str
     texts: tuple[int, int]
+    held: int
     new_words: tuple[float, float]
     examples: tuple[str, ...]
     unknown: tuple[float, float] | None
@@ -67,8 +69,8 @@ class DataDrift:
         mine, theirs = self.new_words
         named = f", most often {', '.join(self.examples)}" if self.examples else ""
         said = [
-            f"{mine:.0%} of the words in {self.new} are in no text of {self.old}{named}; "
-            f"of a text of {self.old}, {theirs:.0%} are in none of the others"
+            f"{mine:.0%} of the words in {self.new} are in none of {self.held:,} texts of {self.old}{named}; "
+            f"of the words in other texts of {self.old}, {theirs:.0%} are"
         ]
         if self.unknown and self.pieces:
             said.append(
@@ -112,16 +114,18 @@ def data_drift(
     count = min(len(order) // 2, max(FEWEST // 2, len(sides[1])))
     fresh, rest = order[:count], order[count:]
     seen, others = Counter(_words(sides[0])), Counter(_words(rest))
-    strange = [word for word in _words(sides[1]) if word not in seen]
+    strange = [word for word in _words(sides[1]) if word not in others]
     again = [word for word in _words(fresh) if word not in others]
+    named = Counter(word for word in strange if word not in seen)
     counts = [max(1, sum(1 for _ in _words(side))) for side in (sides[1], fresh)]
     lengths = [np.array([len(text.split()) for text in side]) for side in (sides[1], sides[0])]
     found = DataDrift(
         old[0],
         new[0],
         (len(sides[1]), len(sides[0])),
+        len(rest),
         (len(strange) / counts[0], len(again) / counts[1]),
-        tuple(word for word, _ in Counter(strange).most_common(SHOWN)),
+        tuple(word for word, _ in named.most_common(SHOWN)),
         None,
         None,
         (_quartiles(lengths[0]), _quartiles(lengths[1])),

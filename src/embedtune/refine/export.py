@@ -28,6 +28,7 @@ from embedtune.refine.erase import Texts, counted
 Target = Literal["onnx", "onnx-int8", "openvino", "static"]
 EXPORTERS = ("onnx", "onnxscript")  # of every target with a graph
 NEAR = 200  # texts whose vectors are compared
+FEWEST = 50  # texts, of which chance keeps a fifth of the neighbours
 BLOCK = 2048
 ROLES: tuple[Role, ...] = ("query", "document", "text")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers", "onnx", "onnxruntime", "openvino")
@@ -76,11 +77,10 @@ def export(
     `texts`: those that are compared; without them docstrings of this machine. `dev`: data as `parts.open_judged`
     gives it. A folder of that name is replaced.
     """
-    source = _source(model, wanted.to)
+    source, counts = _source(model, wanted.to), Counts()
+    few, rest = _texts(texts, counts)
     stock = embedder.load_stock(source)
     _check(stock, wanted, str(source))
-    counts = Counts()
-    few, rest = _texts(texts, counts)
     blocks = None if texts is None else chain([few], rest)
     note(f"exporting {model} to {wanted.to}")
     done: list[tuple[dict[str, Any], parity.Parity]] = []
@@ -144,8 +144,9 @@ def _texts(texts: Texts | None, counts: Counts) -> tuple[list[str], Iterator[lis
     rows = read_texts(texts.data, columns=parse_columns(texts.columns), bad_rows=texts.bad_rows, counts=counts)
     stream = (row.values["text"] for row in islice(rows, texts.rows))
     few = list(islice(stream, NEAR))
-    if len(few) < 2:
-        raise UserError("has fewer than two texts to compare with", where=str(texts.data), fix="give some hundreds")
+    if len(few) < FEWEST:
+        what = f"{len(few)} texts are too few to tell a good export from a bad one: {FEWEST} at least"
+        raise UserError(what, where=str(texts.data), fix="give some hundreds, or leave --data out")
     return few, iter(lambda: list(islice(stream, BLOCK)), [])
 
 

@@ -27,13 +27,14 @@ class Limits:
     difference: float | None  # of two numbers, as a share of the largest number of the model's vectors above one
     neighbours: float  # share of the ten nearest that has to stay
     loss: float | None  # of the dev measure
+    cosine: float | None = None  # the worst
 
 
 LIMITS = {
     "onnx": Limits(1e-5, 0.999, 0.001),
     "openvino": Limits(1e-5, 0.999, 0.001),
-    "onnx-int8": Limits(None, 0.8, 0.005),
-    # Another model: only its user knows how much less is still enough. Of 200 texts chance keeps 0.05.
+    "onnx-int8": Limits(None, 0.8, 0.005, 0.95),
+    # Another model: only its user knows how much less is still enough.
     "static": Limits(None, 0.06, None),
 }
 
@@ -66,14 +67,19 @@ class Parity:
     dev: Dev | None
     limits: Limits
 
+    @property
+    def least(self) -> float:
+        """The share of neighbours that has to stay: its limit, and twice what chance keeps of so few texts."""
+        return round(max(self.limits.neighbours, min(1.0, 2 * NEIGHBOURS / max(1, self.near.texts - 1))), 3)
+
     def lines(self) -> list[str]:
         """The figures in words."""
         near, limits = self.near, self.limits
         shown = f"on {near.texts:,} texts: "
         if near.difference is not None:
             shown += f"largest difference {near.difference:.1e}{_limit(limits.difference)}, "
-            shown += f"worst cosine {near.cosine:.6f}, "
-        shown += f"{near.neighbours:.1%} of the ten nearest texts are the same{_limit(limits.neighbours, 'at least')}"
+            shown += f"worst cosine {near.cosine:.6f}{_limit(limits.cosine, 'at least')}, "
+        shown += f"{near.neighbours:.1%} of the ten nearest texts are the same{_limit(self.least, 'at least')}"
         if self.dev is None:
             return [shown]
         dev = self.dev
@@ -85,7 +91,9 @@ class Parity:
         near, limits, found = self.near, self.limits, []
         if limits.difference is not None and not (near.difference or 0.0) <= limits.difference:
             found.append(f"its vectors differ by {near.difference:.1e}")
-        if not near.neighbours >= limits.neighbours:
+        if limits.cosine is not None and not (near.cosine or 0.0) >= limits.cosine:
+            found.append(f"its worst cosine is {near.cosine:.3f}")
+        if not near.neighbours >= self.least:
             found.append(f"only {near.neighbours:.1%} of the nearest texts stay")
         if self.dev and limits.loss is not None and not self.dev.before - self.dev.after <= limits.loss:
             found.append(f"{self.dev.measure} falls by {self.dev.before - self.dev.after:.4f}")
