@@ -39,11 +39,11 @@ class Whitening:
         return Affine(weight, self.mean - weight @ self.mean)
 
 
-def whitening(statistics: Statistics, epsilon: float = FLOAT32, *, shrink: bool = True) -> Whitening:
+def whitening(statistics: Statistics, *, shrink: bool = True) -> Whitening:
     """Whitened coordinates of the directions that live; the others have no coordinate, so they go to their mean.
 
     Dead are coordinates with less than 1e-6 of the median spread (a LayerNorm gain near zero), and eigen-directions of
-    the correlation matrix below `epsilon` d lambda_max: in floating point both still carry what was divided out.
+    the correlation matrix below 2^-23 d lambda_max: in floating point both still carry what was divided out.
     With fewer rows than 2 d the correlations are shrunk towards zero, by the optimum for a normal law (OAS, arXiv
     0907.4698); with fewer than d nothing but a dead coordinate can be told from one that was not seen yet.
     Without `shrink` they are the rows' own: that is for measuring these rows, and makes no map for others.
@@ -59,7 +59,7 @@ def whitening(statistics: Statistics, epsilon: float = FLOAT32, *, shrink: bool 
     values, vectors = np.linalg.eigh(correlation)
     shrinkage = _shrinkage(values, statistics.n_effective) if shrink and statistics.n_effective < 2 * d else 0.0
     if not shrink or statistics.n_effective > d:
-        kept = values > values[-1] * d * epsilon
+        kept = values > values[-1] * d * FLOAT32
         values, vectors = values[kept], vectors[:, kept]
     root = np.sqrt((1 - shrinkage) * np.maximum(values, 0) + shrinkage)
     forward, back = np.zeros((len(root), len(alive))), np.zeros((len(alive), len(root)))
@@ -96,11 +96,9 @@ def whitened_concept(statistics: Statistics, columns: slice = slice(None)) -> np
     return out
 
 
-def canonical_correlations(
-    statistics: Statistics, columns: slice = slice(None), epsilon: float = FLOAT32
-) -> np.ndarray:
+def canonical_correlations(statistics: Statistics, columns: slice = slice(None)) -> np.ndarray:
     """How well each independent part of the concept can be read out linearly: correlations in [0, 1], largest first."""
-    moved = _moved(statistics, whitening(statistics, epsilon, shrink=False), columns)
+    moved = _moved(statistics, whitening(statistics, shrink=False), columns)
     return np.minimum(np.linalg.svd(moved, compute_uv=False), 1) if moved.size else np.zeros(0)  # 1 + rounding
 
 
@@ -143,27 +141,27 @@ def _span(moved: np.ndarray) -> np.ndarray:
     return left[:, values > RHO]
 
 
-def leace(statistics: Statistics, *, keep: int = 0, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def leace(statistics: Statistics, *, keep: int = 0, strength: float = 1.0) -> Affine:
     """The map that changes the vectors least and leaves no covariance with the concept.
 
     The last `keep` columns of z are not erased: the covariance with them stays exactly as it is (SPLINCE).
     `strength` t goes that part of the way: covariances shrink to 1 - t of what they were.
     """
     _check(strength)
-    white, split = whitening(statistics, epsilon), len(statistics.mean_z) - keep
+    white, split = whitening(statistics), len(statistics.mean_z) - keep
     moved, kept = (_moved(statistics, white, part) for part in (slice(split), slice(split, None)))
     return white.affine(removal(moved, kept), strength)
 
 
-def orthogonal(statistics: Statistics, *, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def orthogonal(statistics: Statistics, *, strength: float = 1.0) -> Affine:
     """Projects out how the vectors move with the concept, Cov(x, z): exact too, but it changes more than LEACE."""
     _check(strength)
-    white = whitening(statistics, epsilon)
+    white = whitening(statistics)
     basis = np.linalg.qr(white.back @ _span(_moved(statistics, white, slice(None))))[0]
     return _projected(white, basis, strength)
 
 
-def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0) -> Affine:
     """Projects out the regression direction, fits another one on what is left, and so on (arXiv 2004.07667).
 
     Kept to compare with: it takes many rounds, each of which damages the vectors, and is never exact.
@@ -175,18 +173,18 @@ def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0, eps
         left = np.eye(len(basis)) - basis @ basis.T
         S_xx = left @ statistics.S_xx @ left
         now = replace(statistics, S_xx=(S_xx + S_xx.T) / 2, S_xz=left @ statistics.S_xz @ concept)
-        found = left @ solve(now, epsilon)[0]
+        found = left @ solve(now)[0]
         read = np.einsum("ij,ij->j", found, now.S_xz) / statistics.weight  # R2 of each part of the concept
         if not (read > RHO**2).any():
             break
         found = found[:, read > RHO**2]
         basis = np.hstack([basis, _span(found / np.linalg.norm(found, axis=0))])
-    return _projected(whitening(statistics, epsilon), basis, strength)
+    return _projected(whitening(statistics), basis, strength)
 
 
-def direction(statistics: Statistics, *, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def direction(statistics: Statistics, *, strength: float = 1.0) -> Affine:
     """Projects out the one regression direction of each column: the naive method, which leaves most of the concept."""
-    return inlp(statistics, rounds=1, strength=strength, epsilon=epsilon)
+    return inlp(statistics, rounds=1, strength=strength)
 
 
 METHODS: dict[str, Callable[..., Affine]] = {m: globals()[m] for m in get_args(Method)}

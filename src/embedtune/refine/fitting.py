@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from embedtune.nearest import unit
 from embedtune.refine import eraser
 from embedtune.refine.affine import Affine
 from embedtune.refine.cached import Cached
@@ -97,11 +98,6 @@ def fit_map(
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
         remarks=(*remarks, *last),
     )
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors (n, d) of norm one."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
 
 
 def _r2(statistics: Statistics, part: slice) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 
 from embedtune import files
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 from embedtune.refine.affine import Affine
 from embedtune.refine.space import check_space
 
@@ -51,8 +52,7 @@ class Eraser:
 
             wide = out if out.dtype.itemsize > 4 else out.float()
             return normalize(wide, dim=-1).to(out.dtype)
-        wide = out.astype(np.float64)
-        return (wide / np.linalg.norm(wide, axis=-1, keepdims=True)).astype(out.dtype)
+        return unit(out.astype(np.float64)).astype(out.dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Eraser:

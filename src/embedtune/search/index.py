@@ -15,11 +15,11 @@ from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
 from embedtune.errors import UserError, did_you_mean, short_list
-from embedtune.nearest import top_k
+from embedtune.nearest import top_k, unit
 from embedtune.search import graph, lexical, store
 from embedtune.search.quantise import Dtype, check_dtype, restored
 from embedtune.search.rows import Record
-from embedtune.search.store import Manifest, Segment, unit
+from embedtune.search.store import Manifest, Segment
 from embedtune.search.views import Chosen, Restored, Stacked, signs
 
 Mode = Literal["dense", "exact", "lexical", "hybrid"]
@@ -184,7 +184,7 @@ class Index:
     def _dense(
         self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool, given: np.ndarray | None
     ) -> list[list[Found]]:
-        asked = unit(self.encoder.encode(list(queries), "query") if given is None else given)
+        asked = unit(self.encoder.encode(list(queries), "query") if given is None else np.asarray(given, np.float32))
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
         if whole or (self.manifest.dtype == "float32" and not self.manifest.graph):
             return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)

@@ -32,6 +32,7 @@ from embedtune.fit.objectives.embedding import NONE, EmbeddingObjective
 from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts, row_length, set_prompts, tokens_of
 from embedtune.fit.order import batch_rows
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.nearest import unit
 from embedtune.recipes import Contrastive
 
 RATE = 2e-5  # peak learning rate, as most published recipes for models of these sizes
@@ -285,7 +286,7 @@ def _guide_vectors(
         vectors = encoder.encode([text for r, text in texts.numbers if r == role], role)  # type: ignore[arg-type]
         if found is None:
             found = np.zeros((len(texts.numbers), vectors.shape[1]), np.float32)
-        found[numbers] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        found[numbers] = unit(vectors)
     return found
 
 
