@@ -44,6 +44,7 @@ IMPORTS = {
     "parts": None,
     "parts_labels": None,
     "average": None,
+    "finish": None,
     "tune": None,
     "trials": None,
     "track": {"errors", "fit"},

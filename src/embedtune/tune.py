@@ -161,7 +161,7 @@ def prepare(recipe: Any, home: Path, note: Any) -> Any:
 
 
 def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
-    from embedtune import plots
+    from embedtune import finish, plots
     from embedtune.fit.derive import resolve
     from embedtune.fit.engine import read_log, train
     from embedtune.scoring import Scorer, draw_answers, draw_scores
@@ -194,9 +194,12 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     listener.note(f"training ended: {outcome.why}")
     scores = _scores(home, scorer, outcome.best_step, loop.measure or "")
     if getattr(recipe, "merge", "none") == "auto":
-        _average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+        finish.average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+    erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(recipe) else None
     scores["verdict"] = card.verdict(scores)
     objective.save(home)
+    if erased:
+        erased(home)
     draw_answers(scorer, outcome.best_step, home, title)
     files.write_json(home / "scores.json", scores)
     facts = [
@@ -204,6 +207,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         f"training ended after step {outcome.state.step:,}: {outcome.why}",
         *outcome.state.events,
         *card.averaging(scores),
+        *scores.get("erasure", []),
     ]
     about = card.About(task, title, str(final.model), scores, prepared.profile, facts, schema.to_toml(final))
     files.write_text(home / "README.md", card.markdown(about))
@@ -257,37 +261,6 @@ def _head_scores(
         "difference": dataclasses.asdict(scorer.difference(strongest, best_step)),
         "against": f"the {strongest} on the untuned encoder",
     }
-
-
-def _average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, listener: Any) -> None:
-    """Average the best weights with the base, the coefficient chosen on dev; the scores become those of the result."""
-    from embedtune.fit import merge
-    from embedtune.fit.engine import better
-
-    if best_step == 0:
-        return
-    model, found = scorer.prepared.objective.model, {}
-    base = merge.base_weights(scorer.prepared.base, merge.weights(model))
-
-    def score(coefficient: float) -> float:
-        found[coefficient] = scorer(f"average-{coefficient:g}")
-        listener.note(
-            f"averaged {coefficient:g} with the base: {measure.replace('_', ' ')} {found[coefficient][measure]:.4f}"
-        )
-        return found[coefficient][measure]
-
-    ends = (scores["baseline"][measure], scores["tuned"][measure])
-    chosen, tried = merge.choose(model, base, score, lambda a, b: better(measure, a, b), ends)
-    scores["averaging"] = {
-        "coefficient": chosen,
-        "tried": {f"{k:g}": v for k, v in tried.items()},
-        "last": scores["tuned"],
-    }
-    if chosen in found:
-        scores["tuned"] = found[chosen]
-        scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
-    elif chosen == 0:
-        scores["tuned"], scores["difference"] = scores["baseline"], None
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:

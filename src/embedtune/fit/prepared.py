@@ -32,6 +32,7 @@ class Prepared:
     measure: str  # where the recipe names none
     base: Path  # the folder of the model that training starts from
     dev: Any = None  # what the objective is scored on, where it does not know that itself
+    texts: tuple[str, ...] = ()  # of objectives that learn vectors: each text, by its token row
 
 
 def name_of(data: Any) -> str:

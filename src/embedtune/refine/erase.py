@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, Literal
 from embedtune.data.columns import parse_columns
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_texts
 from embedtune.errors import UserError, short_list
-from embedtune.refine.cached import cache
+from embedtune.refine.affine import Affine
+from embedtune.refine.cached import Cached, cache
 from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
 from embedtune.refine.probes import floor
@@ -143,37 +144,61 @@ def erase(
     encodings, remarks = _survey(texts, wanted, kinds)
     opened = embedder.load_trainable(source)
     normalised = bake.take_normalize(opened.model)
-    method, normalise, said = _way(wanted.method, normalised, opened.model.similarity_fn_name)
     counts, read = Counts(), array("Q")
     with tempfile.TemporaryDirectory() as scratch:
         rows = _labelled(_rows(texts, wanted, counts), wanted.columns, read)
         cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), rows, encodings, note=note)
-        concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
-        concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
-        found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
-        norms, truncated = cached.norms, cached.truncated
+        applied = apply(opened.model, normalised, cached, wanted, encodings, Path(out))
         del cached  # the memory maps go before their files
-    place = bake.attach(opened.model, found.affine, normalise)
-    if truncated:
-        remarks.append(f"{truncated:,} texts ({truncated / found.n:.1%}) were cut at the model's limit")
-    erased = Erased(Path(out), concepts, method, place, normalise, found.n, found.live, found.rank, found.r2,
-                    found.left, found.passes, found.cosines, found.variance,
-                    (*remarks, *said, *counted(counts), *found.remarks))  # fmt: skip
-    about = {
-        "kind": "erasure", "model": model, "concepts": [each.as_json() for each in concepts],
-        "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
-        "place": place, "space": "sphere" if method == "sphere" else space_of(norms), "normalise": normalise,
-        "norms": norms, "dimension": found.affine.weight.shape[1], "live_dimensions": found.live, "n_fit": found.n,
-        "rank": found.rank, "canonical_correlations": found.correlations, "covariance_left": found.left,
-        "r2": found.r2, "passes": found.passes, "data_sha256": counts.sha256, "embedtune": _version(),
-    }  # fmt: skip
+    said = (*remarks, *counted(counts), *applied.erased.remarks)
+    applied = replace(applied, erased=replace(applied.erased, remarks=said))
     bake.write_model(
         opened,
         Path(out),
-        lambda folder, weights: write_erasure(folder, found.affine, {**about, "weights": weights}, read),
-        _card(model, erased),
+        lambda folder, weights: applied.record(folder, model, counts.sha256, weights, read),
+        _card(model, applied.erased),
     )
-    return erased
+    return applied.erased
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """An erasure that is in a model, and is not written yet."""
+
+    erased: Erased
+    affine: Affine
+    about: Mapping[str, Any]
+
+    def record(self, folder: Path, model: str, data: str, weights: Mapping[str, str], texts: Any) -> None:
+        """Add the sidecar to the model's folder; `texts` are the digests of the fit."""
+        about = {**self.about, "model": model, "data_sha256": data, "weights": weights, "embedtune": _version()}
+        write_erasure(folder, self.affine, about, texts)
+
+
+def apply(
+    model: Any, normalised: bool, cached: Cached, wanted: Erasure, encodings: tuple[Encoding, ...], out: Path
+) -> Applied:
+    """Fit the map on cached vectors and put it into a SentenceTransformer, whose Normalize (if any) was taken off."""
+    from embedtune.refine import bake
+
+    method, normalise, said = _way(wanted.method, normalised, model.similarity_fn_name)
+    concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
+    concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
+    found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
+    place = bake.attach(model, found.affine, normalise)
+    if cached.truncated:
+        said.insert(0, f"{cached.truncated:,} texts ({cached.truncated / found.n:.1%}) were cut at the model's limit")
+    erased = Erased(out, concepts, method, place, normalise, found.n, found.live, found.rank, found.r2, found.left,
+                    found.passes, found.cosines, found.variance, (*said, *found.remarks))  # fmt: skip
+    about = {
+        "kind": "erasure", "concepts": [each.as_json() for each in concepts],
+        "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
+        "place": place, "space": "sphere" if method == "sphere" else space_of(cached.norms), "normalise": normalise,
+        "norms": cached.norms, "dimension": found.affine.weight.shape[1], "live_dimensions": found.live,
+        "n_fit": found.n, "rank": found.rank, "canonical_correlations": found.correlations,
+        "covariance_left": found.left, "r2": found.r2, "passes": found.passes,
+    }  # fmt: skip
+    return Applied(erased, found.affine, about)
 
 
 def _survey(texts: Texts, wanted: Erasure, kinds: Mapping[str, Any]) -> tuple[tuple[Encoding, ...], list[str]]:

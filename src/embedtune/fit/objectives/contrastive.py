@@ -76,7 +76,8 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     guide = _guide_vectors(chosen, recipe, texts, note)
     opened.model.to(pick_device())
     loss = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
-    order = _order(table, chosen.duplicates, recipe.loop, remarks)
+    loss = ranking.with_length_penalty(loss, table, tokens, chosen.length_penalty)
+    order = _order(table, chosen, tokens.lengths(), recipe.loop, remarks)
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     measures = ["dev_loss", *(f"dev_{name}" for name in MEASURES)]
@@ -106,16 +107,18 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
         f"dev_{MEASURES[0]}", folder, Dev(data, queries, corpus, chosen.similarity or "cosine"),
+        tuple(text for _, text in texts.numbers),
     )  # fmt: skip
 
 
 def _order(
-    table: np.ndarray, duplicates: bool, loop: recipes.Loop, remarks: list[str]
+    table: np.ndarray, chosen: recipes.Ranking, lengths: np.ndarray, loop: recipes.Loop, remarks: list[str]
 ) -> Callable[[int], tuple[int, np.ndarray]]:
     """The rows of each step; what cannot stand in an epoch without meeting its like is said."""
-    if duplicates:
+    if chosen.duplicates and not chosen.like_lengths:
         return lambda step: batch_rows(step, loop.batch, len(table), loop.seed)
-    order = DistinctOrder(table[:, :2], loop.batch, loop.seed)
+    keys = np.repeat(np.arange(len(table))[:, None], 2, 1) if chosen.duplicates else table[:, :2]
+    order = DistinctOrder(keys, loop.batch, loop.seed, lengths[table[:, 1]] if chosen.like_lengths else None)
     if lost := order.left_out_of(0):
         remarks.append(
             f"{lost:,} of {len(table):,} pairs are left out of the first epoch, about as many others of each later "
