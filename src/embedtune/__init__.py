@@ -27,6 +27,7 @@ _PLACES = {
     "Hit": "embedtune.search.index",
     "remove_length_direction": "embedtune.refine.length",
     "Eraser": "embedtune.refine.sidecar",
+    "Oracle": "embedtune.refine.told",
 }
 __all__ = [
     "MLM",
@@ -37,6 +38,7 @@ __all__ = [
     "Hit",
     "Index",
     "Loop",
+    "Oracle",
     "Ranking",
     "Regress",
     "Scored",

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
-from embedtune.refine.statistics import FLOAT32, Statistics, accumulate, solve
+from embedtune.refine.statistics import FLOAT32, Statistics, solve
 
 Method = Literal["leace", "orthogonal", "inlp", "direction"]
 RHO = 1e-8  # a canonical correlation below it is rounding
@@ -200,40 +200,3 @@ def _projected(white: Whitening, basis: np.ndarray, strength: float) -> Affine:
 def _check(strength: float) -> None:
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
-
-
-@dataclass(frozen=True, eq=False)
-class Oracle:
-    """Erasure that is told the concept's value: mean and spread of the vectors given z become those of all.
-
-    For what is known when a text is embedded (its length). It takes away what no affine map can, and is no stock
-    module. Functions of z are those of the encoding whose Z (n, k) is given.
-    """
-
-    mean: np.ndarray  # (d,)
-    mean_z: np.ndarray  # (k,)
-    slope: np.ndarray  # (k, d): the mean given z is mean + (z - mean_z) slope
-    log_spread: np.ndarray  # (1 + k,): the log spread given z, less that of all rows
-
-    def __call__(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Vectors (n, d) with their Z (n, k) -> erased ones, float64."""
-        centred = z - self.mean_z
-        rest = np.asarray(x, np.float64) - self.mean - centred @ self.slope
-        return self.mean + rest / np.exp(self.log_spread[0] + centred @ self.log_spread[1:])[:, None]
-
-
-def oracle(chunks: Callable[[], Any]) -> Oracle:
-    """Fit an `Oracle` on a stream of (x, z) that `chunks()` starts anew: moments, then log |rest|^2 on z."""
-    first = accumulate(chunks())
-    concept = whitened_concept(first)
-    slope = concept @ concept.T @ first.S_xz.T / first.weight
-    plain = Oracle(first.mean_x, first.mean_z, slope, np.zeros(1 + len(first.mean_z)))
-
-    def spreads() -> Any:
-        for x, z in chunks():
-            rest = plain(x, z) - plain.mean
-            yield np.log(np.maximum(np.linalg.norm(rest, axis=1), 1e-300))[:, None], z
-
-    second = accumulate(spreads())
-    weights = concept @ concept.T @ second.S_xz.T / second.weight
-    return replace(plain, log_spread=np.concatenate([[0.0], weights[:, 0]]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate as running
 from typing import Any
@@ -91,30 +91,31 @@ def fit_map(
         live=white.back.shape[1],
         rank=int(np.linalg.matrix_rank(gone, tol=1e-6)),
         correlations=tuple(canonical_correlations(moments, everything).tolist()),
-        r2=tuple((_r2(before, part), _r2(after, part)) for part in parts),
-        left=_covariance(after, everything),
+        r2=tuple((best_r2(before, part), best_r2(after, part)) for part in parts),
+        left=largest_covariance(after, everything),
         passes=passes,
-        cosines=_cosines(cached.x, affine),
+        cosines=cosine_change(cached.x, lambda x, rows: affine(x)),
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
         remarks=(*remarks, *last),
     )
 
 
-def _r2(statistics: Statistics, part: slice) -> float:
+def best_r2(statistics: Statistics, part: slice) -> float:
     """R2 of the best linear read-out of the best combination of a concept's columns; a scalar has only one."""
     found = canonical_correlations(statistics, part)
     return float(found[0] ** 2) if len(found) else 0.0
 
 
-def _covariance(statistics: Statistics, part: slice) -> float:
+def largest_covariance(statistics: Statistics, part: slice) -> float:
+    """The largest covariance of a coordinate with a part of the concept, in standard deviations of both sides."""
     covariance = statistics.S_xz @ whitened_concept(statistics, part) / statistics.weight
     return float(np.abs(covariance).max(initial=0) / np.sqrt(np.trace(statistics.S_xx) / statistics.weight))
 
 
-def _cosines(x: np.ndarray, affine: Affine) -> float:
-    """Mean absolute change of the cosine of two texts that stand far apart."""
+def cosine_change(x: np.ndarray, changed: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+    """Mean absolute change of the cosine of two texts that stand far apart; `changed(x, rows)` maps some rows of x."""
     m = min(PAIRS, len(x) // 2)
     chosen = np.linspace(0, len(x) - 1, 2 * m).astype(int)
     raw = x[chosen].astype(np.float64)
-    one, other = (np.einsum("ij,ij->i", each[:m], each[m:]) for each in (unit(raw), unit(affine(raw))))
+    one, other = (np.einsum("ij,ij->i", each[:m], each[m:]) for each in (unit(raw), unit(changed(raw, chosen))))
     return float(np.abs(one - other).mean()) if m else 0.0
