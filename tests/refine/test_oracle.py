@@ -58,15 +58,17 @@ def test_every_class_gets_the_mean_and_the_covariance_of_all():
 
 
 def test_the_map_moves_least_of_those_that_make_two_normal_laws_one():
-    """Against the closed form of the distance of two normal laws (Bures): the mean square of the move of one class."""
+    """Against the closed form of the distance of two normal laws (Bures), every coordinate in standard deviations."""
     x, labels = planted(200_000, d=3)
     w = np.eye(3)[labels]
     made = fit_transport(chunks(x, w, 20_000), normalise=False)
-    own, common = (np.cov(y.T) for y in (x[labels == 0], made(x, w)))
+    common = np.cov(made(x, w).T)
+    scale = np.sqrt(np.diag(common))
+    x, own, common = x / scale, np.cov((x[labels == 0] / scale).T), common / np.outer(scale, scale)
     values = np.linalg.eigvals(own @ common)
     bures = np.trace(own) + np.trace(common) - 2 * np.sqrt(np.maximum(values.real, 0)).sum()
     rest = x[labels == 0] - x[labels == 0].mean(0)
-    moved = made(x, w)[labels == 0] - made.rounds[0].mean
+    moved = (made(x * scale, w)[labels == 0] - made.rounds[0].mean) / scale
     assert np.mean(((moved - rest) ** 2).sum(1)) == pytest.approx(bures, rel=0.01)
 
 
@@ -90,11 +92,21 @@ def test_normalised_vectors_keep_no_linear_trace_and_all_smooth_functions_of_a_n
     assert probe(squares[0], length[rest]) > 0.3 and probe(squares[1], length[rest]) < 0.08
 
 
+def test_a_coordinate_of_next_to_no_spread_is_erased_like_the_others():
+    """Normalised, a constant tells the norm of the raw vector; a tree finds that at any scale."""
+    x, labels = planted(20_000)
+    x = np.column_stack([x, 1e-5 * np.exp(0.5 * (labels + 1) * np.random.default_rng(1).normal(size=len(x)))])
+    w = np.eye(3)[labels]
+    out = fit_transport(chunks(x, w), normalise=False)(x, w)[:, -1]
+    spreads = [[each[labels == k].std() for k in range(3)] for each in (x[:, -1], out)]
+    assert max(spreads[0]) > 3 * min(spreads[0]) and max(spreads[1]) < 1.5 * min(spreads[1])
+
+
 def test_what_is_dead_becomes_zero():
     x, labels = planted(2000)
-    x = np.column_stack([x, 5 + 1e-9 * labels])
+    x = np.column_stack([x, 5 + 1e-9 * labels, 1e-33 * labels])
     out = fit_transport(chunks(x, np.eye(3)[labels]), normalise=True)(x, np.eye(3)[labels])
-    assert not out[:, -1].any() and np.linalg.norm(out, axis=1) == pytest.approx(1)
+    assert not out[:, -2:].any() and np.linalg.norm(out, axis=1) == pytest.approx(1)
 
 
 def test_a_missing_value_and_an_unknown_class_are_refused():

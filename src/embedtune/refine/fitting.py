@@ -18,6 +18,7 @@ from embedtune.refine.eraser import canonical_correlations, whitened_concept, wh
 from embedtune.refine.sphere import sphere
 from embedtune.refine.statistics import Statistics, accumulate
 
+ONE_WAY = 4  # squared length of the mean, in variances: there the mean cosine of two texts is about 0.8
 PAIRS = 1000  # pairs of texts whose cosines are compared
 CONVERGED = 1e-10  # covariance of the fitted rows that a map which is exact may leave
 
@@ -69,7 +70,7 @@ def fit_map(
         if fitted.left > CONVERGED:
             last = [
                 f"note: {passes} passes of the sphere method did not converge: {fitted.left:.1e} of covariance left; "
-                "erase fewer concepts at once, or fit on more texts"
+                f"erase fewer concepts at once, or fit on more texts{_one_way(moments)}"
             ]
     else:
         kept: dict[str, Any] = {"keep": keep} if keep else {}
@@ -98,6 +99,17 @@ def fit_map(
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
         remarks=(*remarks, *last),
     )
+
+
+def _one_way(moments: Statistics) -> str:
+    """What to do about vectors whose mean is far longer than their spread.
+
+    Divided by their norms such vectors keep of the common direction only |rest|^2 / 2 |mean|^2. No small map can make
+    that uncorrelated with anything: the part along the mean would have to move as far as the mean itself.
+    """
+    if np.sum(moments.mean_x**2) < ONE_WAY * np.trace(moments.S_xx) / moments.weight:
+        return ""
+    return ". The vectors all point one way; first take that away: embedtune refine reduce --method top"
 
 
 def best_r2(statistics: Statistics, part: slice) -> float:

@@ -3,8 +3,9 @@
 A category parts the texts into cells, a number into the soft cells of a spline. In each cell the vectors are given the
 mean and the covariance that all cells have together: x -> mean + A (x - mean of the cell). There
 A = C^-1/2 (C^1/2 P C^1/2)^1/2 C^-1/2 carries the cell's covariance C into the common one, P, and moves the vectors
-least (the optimal transport between normal laws, Olkin and Pukelsheim 1982). Normalising undoes a part of it, so rounds
-of means follow. No affine map can do this, so it cannot be a module of a stock model.
+least, every coordinate in its standard deviations (optimal transport between normal laws, Olkin and Pukelsheim 1982).
+Normalising undoes a part of it, so rounds of means follow. No affine map can do this, so it cannot be a module of a
+stock model.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Round:
 
     mean: np.ndarray  # (d,)
     centres: np.ndarray  # (K, d)
-    maps: np.ndarray | None  # (K, d, d), symmetric
+    maps: np.ndarray | None  # (K, d, d): rest @ map
 
     def __call__(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Vectors (n, d) in cells w (n, K) -> (n, d)."""
@@ -76,7 +77,7 @@ class Transport:
         """Vectors (n, d) of any float type in cells w (n, K) -> erased ones, float64."""
         out = np.asarray(x, np.float64) * self.alive
         for each in self.rounds:
-            out = each(out, w)
+            out = each(out, w) * self.alive  # a tree would find what rounding leaves there, at any scale
             out = unit(out) if self.normalise else out
         return out
 
@@ -118,18 +119,23 @@ def _fit_round(made: Transport, chunks: Chunks, covariances: bool) -> Round:
             squares[k] += (rest[rows] * w[rows, k, None]).T @ rest[rows]
         sums, sums2 = sums + w.sum(axis=0), sums2 + (w**2).sum(axis=0)
     common = squares.sum(axis=0) / sums.sum()
-    maps = np.stack([_carry(*each, common) for each in zip(squares, sums, sums2, strict=True)])
+    scale = np.sqrt(np.diag(common))
+    scale = np.where(made.alive, scale, 1.0)
+    metric = np.outer(scale, scale)
+    few = sums**2 / np.maximum(sums2, 1e-300)
+    maps = np.stack([_carry(squares[k] / metric, sums[k], few[k], common / metric) for k in range(K)])
+    maps *= scale / scale[:, None]
     return Round(first.mean_x, centres, maps)
 
 
-def _carry(square: np.ndarray, total: float, total2: float, common: np.ndarray) -> np.ndarray:
-    """The map from a cell's covariance to the common one; of a cell of few rows n towards the identity, by d / (d + n).
+def _carry(square: np.ndarray, total: float, n: float, common: np.ndarray) -> np.ndarray:
+    """The map from a cell's covariance to the common one; that of a cell of few rows n is drawn to it by d / (d + n).
 
     The covariance of few rows is mostly noise, and undoing noise would mark the cell.
     """
     if total <= 0:
         return np.eye(len(common))
-    own = len(common) / (len(common) + total**2 / total2)
+    own = len(common) / (len(common) + n)
     covariance = (1 - own) * square / total + own * common
     root, back = _power(covariance, 0.5), _power(covariance, -0.5)
     return back @ _power(root @ common @ root, 0.5) @ back
