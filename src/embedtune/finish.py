@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from embedtune.tune import BASE, CHECKPOINTS
+
 ERASED_ON = 100_000  # texts that an erasure is fitted on, at most
 
 
@@ -60,4 +62,10 @@ def without_length(scores: dict[str, Any], scorer: Any, out: Path) -> Callable[[
     scores["erasure"] = [*applied.erased.figures(), *applied.erased.remarks]
     digests = [sidecar.digest(prepared.texts[number]) for number in texts]
     name = f"{out.name} before its erasure"
-    return lambda folder: applied.record(folder, name, prepared.profile["sha256"], bake.weight_sums(folder), digests)
+
+    def record(folder: Path) -> None:
+        passing = (f"{CHECKPOINTS}/", f"{BASE}/")  # parts of the running folder, gone when it is published
+        sums = {path: each for path, each in bake.weight_sums(folder).items() if not path.startswith(passing)}
+        applied.record(folder, name, prepared.profile["sha256"], sums, digests)
+
+    return record

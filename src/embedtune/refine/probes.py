@@ -19,6 +19,7 @@ DRAWS = 999  # permutations
 ALPHA = 0.05
 ASKED, FEWEST = 10, 2  # rows per dimension: asked for, and below which nothing is said
 COLUMNS = 256  # right-hand sides in one product
+SERIES = 200  # terms; from c = 50 on the last is below 1e-40
 POINTS = 600  # of a sum over a smooth distribution
 CONSTANT = 1e-12  # a spread below this part of the mean is rounding
 
@@ -134,7 +135,11 @@ def unbiased(r2: float, n: int, p: int) -> float:
     from scipy.special import hyp2f1
 
     left = min(1 - r2, 1 - 1e-12)  # at 1 scipy's function is NaN, and has been flat for long
-    return float(1 - (n - 3) / (n - p - 1) * left * hyp2f1(1, 1, (n - p + 1) / 2, left))
+    c = (n - p + 1) / 2
+    # Where c is large scipy's function is NaN for some arguments; there its series is done after some terms.
+    k = np.arange(1, SERIES)
+    series = 1 + np.cumprod(left * k / (c + k - 1)).sum() if c > SERIES / 4 else hyp2f1(1, 1, c, left)
+    return float(1 - (n - 3) / (n - p - 1) * left * series)
 
 
 def excess(residual: np.ndarray, z: np.ndarray, leverage: np.ndarray) -> float:
