@@ -35,6 +35,7 @@ from labels import Rows, drawn, parts
 
 WAYS = ("probe", "tune", "contrast", "augment")
 LEAST_STEPS = 100  # a handful of rows would give three
+MOST_PAIRS = 6_400  # or what one for each row gives
 
 
 def shots(rows: Rows, count: int, seed: int) -> Rows:
@@ -75,10 +76,11 @@ def trained(way: str, train: Path, out: Path, seed: int) -> Path:
         case "augment":
             more = train.with_suffix(".augmented.jsonl")
             command("data", "augment", train, "--out", more, "--seed", seed, "--force")
-            command("fit", "classify", more, *fit, *long(more, 3))
+            command("fit", "classify", more, *fit, *long(more, 2))
         case "contrast":
             pairs, adapted = train.with_suffix(".pairs.jsonl"), out.with_name(out.name + "-adapted")
-            command("data", "pairs", train, "--generators", "labels", "--per-document", 10, "--out", pairs, "--force")
+            each = min(10, max(1, MOST_PAIRS // sum(1 for _ in train.open())))
+            command("data", "pairs", train, "--generators", "labels", "--per-document", each, "--out", pairs, "--force")
             command("fit", "scored", pairs, "--loss", "CosineSimilarityLoss", *long(pairs, 1), "--batch", 32,
                     "--dev", pairs, "--allow-leaks", "--seed", seed, "--out", adapted, "--discard",
                     "--force")  # fmt: skip

@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from embedtune.data.divide import leaks
 from embedtune.errors import Interrupted
 from embedtune.judge import compare
 from embedtune.parts_labels import divide_labels
-from embedtune.recipes import Loop, Run
+from embedtune.recipes import Loop, Run, Scored
 
 WORDS = sorted(set(corpus(300, seed=1).split()))
 LOOP = Loop(batch=16, max_steps=4, eval_steps=2, lr=1e-3, precision="fp32", max_tokens=512)
@@ -64,8 +65,8 @@ def write(path, rows):
     return path
 
 
-def go(place, kind="labelled", out="out", resume=False, **changes):
-    data = write(place / f"{kind}.jsonl", rows_of(kind))
+def go(place, kind="labelled", out="out", resume=False, count=120, **changes):
+    data = write(place / f"{kind}.jsonl", rows_of(kind, count))
     recipe = Run(**{"data": str(data), "model": "model", "loop": LOOP, **changes})
     return story_of.run(recipe, place / out, resume=resume)
 
@@ -249,9 +250,34 @@ def test_a_tuning_that_hurts_is_not_shipped(place, monkeypatch):
     assert scores["start"] > scores["tuned"] + 0.1
 
 
-@pytest.mark.parametrize("stage", ["finetune", "judge"])
-def test_a_run_that_was_stopped_goes_on_and_ends_the_same(place, monkeypatch, stage):
-    whole = go(place, out="whole")
+def test_with_few_rows_the_encoder_is_tuned_on_pairs_first_and_then_the_head_alone(place, monkeypatch):
+    inner, adapted = tune.finetune, {}
+
+    def watched(recipe, out, **more):
+        done = inner(recipe, out, **more)
+        if isinstance(recipe, Scored):
+            rows = [json.loads(line) for line in Path(recipe.train).read_text().splitlines()]
+            adapted.update(weights=weights(done.folder), scores={row["score"] for row in rows}, rows=len(rows))
+        return done
+
+    monkeypatch.setattr(tune, "finetune", watched)
+    ended = go(place, count=44)
+    assert any("rows a class: the encoder is tuned on pairs of the labels first" in r for r in ended.story["remarks"])
+    assert adapted["scores"] == {0.0, 1.0} and adapted["rows"] > 200
+    kept, base = weights(place / "out"), weights(place / "model")
+    names = [name for name in base if "encoder.layer" in name]
+    assert names and all(np.array_equal(kept[n], adapted["weights"][n.removeprefix("bert.")]) for n in names)
+    assert not all(np.array_equal(kept[n], base[n]) for n in names)
+
+
+@pytest.mark.parametrize("kind, count", [("labelled", 120), ("graded", 44), ("several", 44), ("tagged", 44)])
+def test_pairs_come_first_only_for_few_rows_of_single_labels(place, kind, count):
+    assert not any("tuned on pairs" in remark for remark in go(place, kind, count=count).story["remarks"])
+
+
+@pytest.mark.parametrize("stage, count", [("finetune", 120), ("judge", 120), ("finetune", 44)])
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(place, monkeypatch, stage, count):
+    whole = go(place, out="whole", count=count)
     where, name = (tune, "finetune") if stage == "finetune" else (run_labels, "_judge")
     inner = getattr(where, name)
 
@@ -262,10 +288,10 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(place, monkeypatch, st
 
     monkeypatch.setattr(where, name, stopped)
     with pytest.raises(Interrupted):
-        go(place, out="parts")
+        go(place, out="parts", count=count)
     assert (place / "parts.running").is_dir() and not (place / "parts").exists()
     monkeypatch.setattr(where, name, inner)
-    again = go(place, out="parts", resume=True)
+    again = go(place, out="parts", resume=True, count=count)
     assert same(weights(place / "parts"), weights(place / "whole"))
     assert again.story["verdict"] == whole.story["verdict"] and again.story["tables"] == whole.story["tables"]
 

@@ -39,8 +39,10 @@ def average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, l
     if chosen in found:
         scores["tuned"] = found[chosen]
         scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
+        scores |= scorer.verdict(0, f"average-{chosen:g}")
     elif chosen == 0:
         scores["tuned"], scores["difference"] = scores["baseline"], None
+        scores |= scorer.verdict(0, 0)
 
 
 def without_length(scores: dict[str, Any], scorer: Any, out: Path) -> Callable[[Path], None]:
@@ -59,6 +61,7 @@ def without_length(scores: dict[str, Any], scorer: Any, out: Path) -> Callable[[
     applied = erase.apply(objective.model, normalised, cached, erase.Erasure(length=True), (), out)
     scores["before_erasure"], scores["tuned"] = scores["tuned"], scorer("erased")
     scores["difference"] = dataclasses.asdict(scorer.difference(0, "erased"))
+    scores |= scorer.verdict(0, "erased")
     scores["erasure"] = [*applied.erased.figures(), *applied.erased.remarks]
     digests = [sidecar.digest(prepared.texts[number]) for number in texts]
     name = f"{out.name} before its erasure"

@@ -50,11 +50,25 @@ def _own_needs(recipe: Any) -> list[Need]:
         ),
         (recipe.dev_rows >= 1, f"dev_rows must be at least 1, not {recipe.dev_rows}"),
     ]
+    needs += _past_needs(recipe)
     if isinstance(recipe, recipes.Classify | recipes.Regress | recipes.Tag):
         return needs + _head_needs(recipe)
     if isinstance(recipe, recipes.MLM):
         return needs + _mlm_needs(recipe)
     return needs + (_contrastive_needs(recipe) if isinstance(recipe, recipes.Contrastive) else _scored_needs(recipe))
+
+
+def _past_needs(recipe: Any) -> list[Need]:
+    past = recipe.past
+    other = past.continue_from is not None and recipe.model not in (None, past.continue_from)
+    return [
+        (0 <= past.replay < math.inf, f"replay must not be negative, and finite, not {past.replay}"),
+        (not other, "model and continue_from exclude each other: a run goes on from the model of the run before"),
+        (
+            past.continue_from is None or not getattr(recipe, "scratch", False),
+            "scratch and continue_from exclude each other: say one of them",
+        ),
+    ]
 
 
 def _mlm_needs(recipe: recipes.MLM) -> list[Need]:

@@ -63,12 +63,24 @@ class Loop:
     patience: int | None = None
     # What "better" means: the dev measure that picks the best checkpoint and stops early (derived from the task).
     measure: str | None = None
-    # Write a checkpoint every so many steps (derived: about ten times a run).
+    # Write a checkpoint every so many steps (None: by the clock, every half a minute or fiftieth of the time).
     checkpoint_steps: int | None = None
     # Log the training loss every so many steps (derived: at most about 1,000 lines).
     log_steps: int | None = None
     # Write the log for a tracker too: tensorboard, or none.
     track: Track = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """The run that a training goes on from."""
+
+    # Folder of a finished run: start at its model, with its settings, and do not forget what it learned.
+    continue_from: str | None = None
+    # That run's training rows to train on again, as a share of the new ones.
+    replay: float = 0.5
+    # sha256 of that run's weights (derived); a recipe that says it goes on from no others.
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +113,8 @@ class MLM:
     scratch: bool = False
     # Vocabulary of the tokenizer that --scratch trains.
     vocab_size: int = 8000
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -163,6 +177,8 @@ class Contrastive:
     merge: Merge = "none"
     # The loss.
     ranking: Ranking = field(default_factory=Ranking)
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -203,6 +219,8 @@ class Scored:
     allow_leaks: bool = False
     # Average with the base at the end, with the coefficient that is best on dev: auto or none.
     merge: Merge = "none"
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -231,12 +249,14 @@ class Classify:
     weights: Weights = "none"
     # Share of each label that is spread over all classes (arXiv 1512.00567).
     label_smoothing: float = 0.0
-    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    # What the head reads: cls (the first token) or mean (derived: what the model's vectors are made of).
     pooling: Pooling | None = None
     # Train the head alone, the encoder frozen (a linear probe).
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -261,12 +281,14 @@ class Regress:
     train_rows: int | None = None
     # Score on so many rows at most.
     dev_rows: int = 1000
-    # What the head reads, where the stock head leaves a choice: cls or mean (derived: the stock head's own).
+    # What the head reads: cls (the first token) or mean (derived: what the model's vectors are made of).
     pooling: Pooling | None = None
     # Train the head alone, the encoder frozen (a linear probe).
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -299,6 +321,8 @@ class Tag:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from embedtune import files, schema, tune
-from embedtune.recipes import RECIPES, Loop, Run
+from embedtune.data.label_check import FEW_A_CLASS
+from embedtune.recipes import RECIPES, Loop, Run, Scored
 
 EXAMPLES = 5  # rows that changed, each way
 CONFUSED = 10  # mistakes that are listed
 PROBE, START, TUNED = "linear probe", "start", "tuned"
 MAIN = {"classify": "F1", "regress": "spearman", "tag": "F1"}
+ROUNDS, MOST_PAIRS, LEAST_STEPS = 10, 6_400, 100  # of pairs for each row; in all, or one round; and of tuning on them
 UNCHANGED = "The base encoder, unchanged, and a head fitted on it as a linear probe."
 
 
@@ -30,12 +33,53 @@ def tell_labels(recipe: Run, found: Any, home: Path, out: Path, listener: Any) -
     train, dev, test = (str(home / "data" / f"{name}.jsonl") for name in ("train", "dev", "test"))
     label = RECIPES[found.task](train=train, dev=dev, model=recipe.model or tune.default_model(), dev_rows=10**6,
                                 loop=_loop(recipe.loop, RECIPES[found.task]().loop))  # fmt: skip
-    if not (home / "tuned").is_dir():
-        tune.finetune(label, home / "tuned", resume=tune.running(home / "tuned").is_dir(), listener=listener)
+    ready = label
+    if few := _few(found):
+        found.remarks.append(few)
+        ready = dataclasses.replace(label, model=str(_adapted(label, found, home, listener)), freeze=True)
+    _stage(ready, home / "tuned", listener)
     listener.note("judging on the test rows, which nothing has seen")
     # The start of a tuning with the test rows in the place of dev has it all: the untuned encoder, and the baselines.
     prepared = tune.prepare(dataclasses.replace(label, dev=test), home / "start", lambda text: None)
     return _judge(recipe, found, prepared, home, out), prepared.objective.save
+
+
+def _few(found: Any) -> str | None:
+    """Why the encoder is tuned on pairs of the labels first (arXiv 2209.11055); None where the rows are enough."""
+    if found.task != "classify" or isinstance(found.train[0]["label"], list) or "text_pair" in found.train[0]:
+        return None
+    middle = float(np.median(list(Counter(row["label"] for row in found.train).values())))
+    if middle > FEW_A_CLASS:
+        return None
+    return (
+        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, "
+        "which was the best of four ways with so few (docs/labels.md)"
+    )
+
+
+def _adapted(label: Any, found: Any, home: Path, listener: Any) -> Path:
+    """The folder of the encoder, tuned on pairs of the training rows: of one class alike, of two classes not."""
+    from embedtune.data.labels import read_labelled
+    from embedtune.data.read import Counts
+    from embedtune.enrich.classes import class_pairs
+    from embedtune.enrich.write import write_rows
+
+    rows, path, loop = list(read_labelled(label.train)), home / "data" / "pairs.jsonl", label.loop
+    pairs = list(class_pairs(rows, min(ROUNDS, max(1, MOST_PAIRS // len(rows))), loop.seed, Counts()))
+    write_rows(path, pairs)
+    steps = loop.max_steps or max(LEAST_STEPS, -(-len(pairs) // loop.batch))
+    recipe = Scored(
+        train=str(path), dev=str(path), allow_leaks=True, model=label.model, loss="CosineSimilarityLoss",
+        loop=dataclasses.replace(loop, epochs=10**6, max_steps=steps, measure=None, layer_decay=1.0),
+    )  # fmt: skip
+    _stage(recipe, home / "adapted", listener)
+    return home / "adapted"
+
+
+def _stage(recipe: Any, folder: Path, listener: Any) -> None:
+    """Train, or go on where a run that was stopped is, or leave what is finished as it is."""
+    if not folder.is_dir():
+        tune.finetune(recipe, folder, resume=tune.running(folder).is_dir(), listener=listener)
 
 
 def _loop(given: Loop, usual: Loop) -> Loop:

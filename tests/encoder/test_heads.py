@@ -1,5 +1,8 @@
 """Stock heads on packed rows: the same logits as the stock model gives on padded ones."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from conftest import KINDS
 from embedtune import UserError
 from embedtune.data.tokens import tokenize_texts
 from embedtune.data.words import word_rows
-from embedtune.encoder import heads, load
+from embedtune.encoder import averaging, heads, load
 
 NAMES = ("bad", "good", "so so")
 PAIRS = [
@@ -128,7 +131,7 @@ def test_saved_folders_open_in_stock_code(tiny_model, tmp_path, kind):
 
 def test_what_cannot_be_done_is_said(tiny_model, tmp_path):
     with pytest.raises(UserError, match="reads the first token .cls.; it cannot pool by mean"):
-        heads.load_head(tiny_model("bert"), heads.SEQUENCE, 0, NAMES, pooling="mean")
+        heads.load_head(tiny_model("distilbert"), heads.SEQUENCE, 0, NAMES, pooling="mean")
     with pytest.raises(UserError, match="has no head for labels"):
         heads.open_head(tiny_model("bert"))
 
@@ -183,3 +186,75 @@ def test_the_layer_that_gives_the_logits_is_found_where_it_is_fresh(tiny_model, 
     heads.save_head(loaded, tmp_path / "saved")
     again = heads.load_head(tmp_path / "saved", heads.SEQUENCE, 0, names, "single_label_classification")
     assert heads.fresh_layer(again) is None
+
+
+# ---- the mean for heads that read the first token
+
+
+@pytest.mark.parametrize("kind", ["minilm", "roberta"])
+def test_a_layer_more_lets_the_first_token_mean_all(tiny_model, kind):
+    folder = tiny_model(kind)
+    plain = heads.load_head(folder, heads.SEQUENCE, 0, NAMES)
+    loaded = heads.load_head(folder, heads.SEQUENCE, 0, NAMES, pooling="mean")
+    loaded.model.eval(), plain.model.eval()
+    assert len(loaded.model.base_model.encoder.layer) == len(plain.model.base_model.encoder.layer) + 1
+    features = loaded.tokenizer(
+        [a for a, _ in PAIRS], padding=True, truncation=True, max_length=128, return_tensors="pt"
+    )
+    features.pop("token_type_ids", None)
+    with torch.no_grad():
+        states = plain.model.base_model(**features).last_hidden_state
+        mask = features["attention_mask"][..., None]
+        mean = torch.nn.functional.layer_norm((states * mask).sum(1) / mask.sum(1), states.shape[-1:])
+        first = loaded.model.base_model(**features).last_hidden_state[:, 0]
+    torch.testing.assert_close(first, mean, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["minilm", "roberta"])
+def test_the_layer_that_means_is_stock_code(tiny_model, tmp_path, kind):
+    loaded = spread(heads.load_head(tiny_model(kind), heads.SEQUENCE, 0, NAMES, pooling="mean"))
+    layer = averaging.layer_of(loaded.model)
+    with torch.no_grad():  # as after training: nothing of it is still the identity but queries and keys, still zero
+        for name, parameter in layer.named_parameters():
+            if "query" not in name and "key" not in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    texts = [a for a, _ in PAIRS]
+    wanted, features = stock(loaded, [texts])
+    tokens = tokenize_texts(((a, None) for a in texts), loaded.tokenizer, loaded.max_length, tmp_path / "texts")
+    rows, types = packed(tokens, loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(heads.row_logits(loaded, rows, types), wanted, atol=1e-4, rtol=1e-4)
+    (tmp_path / "saved").mkdir()
+    heads.save_head(loaded, tmp_path / "saved")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    opened, kind_of = heads.open_head(tmp_path / "saved")
+    opened.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**features).logits, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(heads.row_logits(opened, rows, types), wanted, atol=1e-4, rtol=1e-4)
+    assert kind_of == heads.SEQUENCE and heads.usual_pooling(tmp_path / "saved") is None
+
+
+def test_queries_and_keys_of_the_layer_that_means_learn_nothing(tiny_model):
+    loaded = heads.load_head(tiny_model("minilm"), heads.SEQUENCE, 0, NAMES, pooling="mean")
+    layer = averaging.layer_of(loaded.model)
+    features = loaded.tokenizer(["ba bo be", "du da"], return_tensors="pt", padding=True)
+    loaded.model(**features, labels=torch.tensor([0, 1])).loss.backward()
+    for part in (layer.attention.self.query, layer.attention.self.key):
+        assert not part.weight.grad.any() and not part.bias.grad.any()
+    assert layer.attention.self.value.weight.grad.any() and layer.output.dense.weight.grad.any()
+
+
+def test_the_mean_is_usual_where_the_folder_says_that_its_vectors_are_means(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("minilm"), tmp_path / "model")
+    for settings, wanted in (
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, None),
+        (None, None),
+    ):
+        shutil.rmtree(folder / "1_Pooling", ignore_errors=True)
+        if settings:
+            (folder / "1_Pooling").mkdir()
+            (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+        assert heads.usual_pooling(folder) == wanted

@@ -21,7 +21,7 @@ from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service, make_app  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
 from embedtune.serve.guard import Guard  # noqa: E402
-from embedtune.serve.model import open_all  # noqa: E402
+from embedtune.serve.shelf import open_all  # noqa: E402
 
 HOSTILE = [
     "<script>alert(1)</script> lora", "<img src=x onerror=alert(1)> lora", "lora\"><svg onload=alert(1)>",

@@ -15,8 +15,7 @@ from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service, make_app  # noqa: E402
 from embedtune.serve.batcher import Batcher, Late, Limits  # noqa: E402
 from embedtune.serve.guard import Guard  # noqa: E402
-from embedtune.serve.model import open_all  # noqa: E402
-from embedtune.serve.shelf import PASSAGE, flat, passages  # noqa: E402
+from embedtune.serve.shelf import PASSAGE, flat, open_all, passages  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 WORDS = ["bade", "fima", "lora"]

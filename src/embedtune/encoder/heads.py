@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embedtune.encoder import load
+from embedtune.encoder import averaging, load
 from embedtune.encoder.load import Loaded
 from embedtune.errors import UserError
 
@@ -34,17 +34,21 @@ def load_head(
     """A folder with a stock head of `kind` for `labels` in float32; a head that does not fit is made fresh.
 
     problem: "single_label_classification", "multi_label_classification" or "regression", as stock code names them.
+    pooling: "cls" or "mean" (None: as the stock class does); where that has no choice, the mean is a layer more.
     Raises UserError where the stock head cannot pool as `pooling` says, or cannot be run on what was gathered.
     """
     config = load.open_config(folder)
+    pooling = _checked(config, pooling, folder)
     settings: dict[str, Any] = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
         **({"problem_type": problem} if problem else {}),
-        **_pooling(config, pooling, str(folder)),
+        **({"classifier_pooling": pooling} if pooling and hasattr(config, "classifier_pooling") else {}),
     }
     loaded = load.load_stock(folder, _auto(kind), seed, settings, WORDS[kind])
+    if pooling == "mean" and averaging.can_average(config) and not hasattr(config, averaging.MARK):
+        averaging.add_mean_layer(loaded.model, seed)
     prefix = loaded.model.base_model_prefix + "."
     loaded.carried = {name: tensor for name, tensor in loaded.carried.items() if name.startswith(prefix)}
     _check_gathering(loaded, kind)
@@ -56,6 +60,13 @@ def kind_of(folder: Path) -> str | None:
     made = load.check_folder(folder).get("architectures") or [""]
     kinds = {"ForSequenceClassification": SEQUENCE, "ForTokenClassification": TOKEN}
     return next((kind for ending, kind in kinds.items() if str(made[0]).endswith(ending)), None)
+
+
+def labels_of(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """The labels of a folder's head in their order, and whether several may apply to one text."""
+    config = load.open_config(folder)
+    names = tuple(str(config.id2label[number]) for number in range(config.num_labels))
+    return names, config.problem_type == "multi_label_classification"
 
 
 def open_head(folder: Path) -> tuple[Loaded, str]:
@@ -77,16 +88,24 @@ def _auto(kind: str) -> Any:
     return {SEQUENCE: AutoModelForSequenceClassification, TOKEN: AutoModelForTokenClassification}[kind]
 
 
-def _pooling(config: Any, pooling: str | None, where: str) -> dict[str, str]:
-    """The setting of the stock class that has one (ModernBERT's); the others read the first token, and nothing else."""
-    if hasattr(config, "classifier_pooling"):
-        return {"classifier_pooling": pooling} if pooling else {}
-    if pooling in (None, "cls"):
-        return {}
+def usual_pooling(folder: Path) -> str | None:
+    """What a fresh head should read of this folder's encoder: "mean" where its vectors are means, else None."""
+    config = load.open_config(folder)
+    able = hasattr(config, "classifier_pooling") or averaging.can_average(config)
+    return "mean" if able and kind_of(folder) is None and averaging.means(folder) else None
+
+
+def _checked(config: Any, pooling: str | None, folder: Path) -> str | None:
+    """`pooling`, where this folder's stock class can do it; else a UserError."""
+    if hasattr(config, "classifier_pooling") or pooling in (None, "cls"):
+        return pooling
     what = f"the stock {config.model_type} head reads the first token (cls); it cannot pool by {pooling}"
-    raise UserError(
-        what, where="--pooling", fix=f"leave --pooling out, or take a model with the choice ({where} has none)"
-    )
+    if not averaging.can_average(config):
+        raise UserError(what, where="--pooling", fix="leave --pooling out, or take a BERT, RoBERTa or ModernBERT model")
+    if kind_of(folder) == SEQUENCE and not hasattr(config, averaging.MARK):
+        what = "already has a head, which was trained on the first token (cls)"
+        raise UserError(what, where=str(folder), fix="leave --pooling out")
+    return pooling
 
 
 def parameters(loaded: Loaded) -> list[str]:
@@ -138,16 +157,31 @@ def _places(lengths: np.ndarray, padded: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def row_logits(loaded: Loaded, rows: list[np.ndarray], types: list | None = None, key: Key | None = None) -> Tensor:
     """Logits (n, C) of whole rows; `key` names the tokens for the dropout, None where the model is in eval mode."""
-    hidden = hidden_states(loaded, rows, types, key)
-    lengths = np.array([len(row) for row in rows])
-    if getattr(loaded.model.config, "classifier_pooling", "cls") == "mean":
-        pooled = row_means(hidden, lengths)
-    else:
-        first = np.cumsum(lengths) - lengths
-        pooled = hidden.index_select(0, torch.from_numpy(first).to(hidden.device))
+    _, pooled = row_states(loaded, rows, types, key)
     if key is not None:
         key(np.arange(len(rows)), np.full(len(rows), HEAD_PLACE))
     return _head(loaded, pooled[:, None])
+
+
+def row_states(
+    loaded: Loaded, rows: list[np.ndarray], types: list | None = None, key: Key | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean hidden states of whole rows, and what the head is given of them: (n, D) each."""
+    lengths, layer = np.array([len(row) for row in rows]), averaging.layer_of(loaded.model)
+    if layer is None:
+        hidden = hidden_states(loaded, rows, types, key)
+    else:  # of its work on all tokens, that on each row's first is enough
+        with _standing_in(layer, lambda states, *args, **kwargs: states):
+            hidden = hidden_states(loaded, rows, types, key)
+    mean = row_means(hidden, lengths)
+    if getattr(loaded.model.config, "classifier_pooling", "cls") == "mean":
+        return mean, mean
+    first = hidden.index_select(0, torch.from_numpy(np.cumsum(lengths) - lengths).to(hidden.device))
+    if layer is None:
+        return mean, first
+    if key is not None:
+        key(np.arange(len(rows)), np.zeros(len(rows), int))
+    return mean, averaging.first_token(layer, mean, first)
 
 
 def token_logits(loaded: Loaded, rows: list[np.ndarray], wanted: np.ndarray, key: Key | None = None) -> Tensor:
@@ -166,6 +200,17 @@ def row_means(hidden: Tensor, lengths: np.ndarray) -> Tensor:
     return total / torch.from_numpy(lengths).to(hidden)[:, None]
 
 
+def read_by(loaded: Loaded, layer: torch.nn.Module, states: Tensor) -> Tensor:
+    """What `layer` of the head reads (m, D) of hidden states (n, L, D)."""
+    caught: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        _head(loaded, states)
+    finally:
+        hook.remove()
+    return caught[0].flatten(0, -2)
+
+
 def _head(loaded: Loaded, states: Tensor) -> Tensor:
     """The stock head on hidden states (n, L, D) that stand for the backbone's output."""
     from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -177,19 +222,19 @@ def _head(loaded: Loaded, states: Tensor) -> Tensor:
     )
     shape = states.shape[:2]
     ids = torch.zeros(shape, dtype=torch.long, device=states.device)
-    with _standing_in(model.base_model, output):
+    with _standing_in(model.base_model, lambda *args, **kwargs: output):
         logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return logits
 
 
 @contextmanager
-def _standing_in(backbone: torch.nn.Module, output: Any) -> Iterator[None]:
-    """While this holds, `backbone` gives `output` whatever it is asked."""
-    backbone.forward = lambda *args, **kwargs: output
+def _standing_in(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While this holds, `forward` runs in the place of what `module` does."""
+    module.forward = forward
     try:
         yield
     finally:
-        del backbone.forward
+        del module.forward
 
 
 def _check_gathering(loaded: Loaded, kind: str) -> None:

@@ -30,13 +30,11 @@ def resolve(loop: Loop, objective: Objective, max_length: int, lr: float) -> Loo
     precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")
     total = total_steps(loop, objective.size, objective.head_steps)
     budget = token_budget(objective.body, max_length, precision == "bf16", free_bytes(device))
-    tenth = max(1, -(-total // 10))
     return dataclasses.replace(
         loop,
         lr=loop.lr or lr,
         precision=precision,
         max_tokens=loop.max_tokens or min(budget, objective.most_tokens or budget),
-        eval_steps=loop.eval_steps or tenth,
-        checkpoint_steps=loop.checkpoint_steps or tenth,
+        eval_steps=loop.eval_steps or max(1, -(-total // 10)),
         log_steps=loop.log_steps or max(1, total // 1000),
     )

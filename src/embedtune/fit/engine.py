@@ -33,6 +33,7 @@ from embedtune.recipes import Loop
 HEAD_RATE = 1e-3  # learning rate of a fresh head while it is trained alone
 MOST_SKIPPED = 3  # steps in a row whose gradients were not finite
 PLOT_SECONDS = 60
+SAVE_SECONDS, SAVE_SHARE = 30, 50  # derived checkpoints: so long apart, and so many times as long as one takes
 FALLING = ("loss", "perplexity", "ECE", "MAE", "RMSE")  # measures of which less is better
 
 
@@ -106,9 +107,9 @@ def train(
 ) -> Outcome:
     """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
 
-    `loop` must be resolved (derive.py): no None but max_steps, minutes and patience. `score(step)` gives the dev
-    measures. Continues from the newest valid checkpoint under `home`. Raises Interrupted after a signal, its
-    checkpoint written.
+    `loop` must be resolved (derive.py): no None but max_steps, minutes, patience and checkpoint_steps. `score(step)`
+    gives the dev measures. Continues from the newest valid checkpoint under `home`. Raises Interrupted after a signal,
+    its checkpoint written.
     """
     total = total_steps(loop, objective.size, objective.head_steps)
     compute = objective.body if loop.precision == "bf16" else None
@@ -148,7 +149,8 @@ class Run:
         self.measure = loop.measure or "dev_loss"
         self.checkpoints = home / "checkpoints"
         self.state = State(max_tokens=loop.max_tokens or 0)
-        self.clock = self.drawn = time.monotonic()
+        self.clock = self.drawn = self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
         self.logged_at = 0.0
         self.saved: State | None = None
         self.urgent = False
@@ -175,7 +177,7 @@ class Run:
                 self._log()
             if state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
                 self._evaluate()
-            if stopped or self.urgent or state.step % (loop.checkpoint_steps or 1) == 0:
+            if stopped or self.urgent or self._save_is_due():
                 path = self._save()
                 if stopped:
                     message = (
@@ -189,6 +191,12 @@ class Run:
         if self.saved != state:
             self._save()
         return why
+
+    def _save_is_due(self) -> bool:
+        """After so many steps where they are given, else by the clock: what a kill may cost is time, not steps."""
+        if self.loop.checkpoint_steps:
+            return self.state.step % self.loop.checkpoint_steps == 0
+        return time.monotonic() - self.saved_at > max(SAVE_SECONDS, SAVE_SHARE * self.save_seconds)
 
     def _why_stop(self) -> str | None:
         state, loop = self.state, self.loop
@@ -302,9 +310,11 @@ class Run:
             self.clock = self.drawn = time.monotonic()
 
     def _save(self) -> Path:
+        start = time.monotonic()
         path = checkpoint.save(self.checkpoints, self.state, self.optimizer.state())
         self.saved, self.urgent = dataclasses.replace(self.state), False
-        self.clock = time.monotonic()
+        self.clock = self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - start
         return path
 
     def _write(self, record: dict[str, Any]) -> None:

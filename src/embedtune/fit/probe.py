@@ -114,7 +114,9 @@ def _logistic(vectors: np.ndarray, labels: np.ndarray, strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
-    with warnings.catch_warnings():
+    # Products this small are up to 30 times as fast on one thread as on two that wait for each other.
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 rounds are near enough for a baseline
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300)).fit(vectors, labels)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from embedtune.judge.similarity import CORRELATIONS
 
 # From a report and how often each item counts, (B, n), to the measure on each resample, (B,).
 Statistic = Callable[[Report, np.ndarray], np.ndarray]
+KEPT = ("gold", "predicted", "counts")  # of a report, an entry for each item
 LOWER = frozenset({"log_loss", "ECE", "MAE", "RMSE"})  # measures of which less is better
 # Measures that few items of a class or a bin put off on average, and the fewer items of a resample once more.
 BIASED = frozenset({"F1", "ECE"})
@@ -22,6 +25,18 @@ TALLIES: Mapping[Task, Callable[[Report, np.ndarray], tuple[np.ndarray, np.ndarr
     "classification": classification.tallies,
     "tagging": tagging.tallies,
 }
+
+
+def part(report: Report, rows: slice) -> Report:
+    """The report of some of the items, every measure computed anew."""
+    n = len(report.items[rows])
+    cut: dict[str, Any] = {name: None if (table := getattr(report, name)) is None else table[rows] for name in KEPT}
+    values = {name: each[rows] for name, each in report.values.items()}
+    small = dataclasses.replace(report, items=report.items[rows], found=report.found[rows], values=values, **cut)
+    known = STATISTICS[report.task]
+    summary = {name: float(each.mean()) for name, each in values.items()}
+    summary |= {name: float(known[name](small, np.ones((1, n)))[0]) for name in report.summary if name in known}
+    return dataclasses.replace(small, summary=summary)
 
 
 def _of_scores(measure: Callable[..., np.ndarray]) -> Statistic:

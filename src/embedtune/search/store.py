@@ -121,7 +121,9 @@ Embed = Callable[[Iterable[str]], Iterator[Any]]  # a stream of texts to `Embedd
 Block = tuple[list[Record], np.ndarray]
 
 
-def embedded(embed: Embed, records: Iterable[Record]) -> Iterator[Block]:
+def embedded(
+    embed: Embed, records: Iterable[Record], scale: Callable[[np.ndarray], np.ndarray] = unit
+) -> Iterator[Block]:
     """Records with their vectors, a block at a time."""
     waiting: deque[Record] = deque()
 
@@ -131,7 +133,7 @@ def embedded(embed: Embed, records: Iterable[Record]) -> Iterator[Block]:
             yield record.text
 
     for part in embed(texts()):
-        yield [waiting.popleft() for _ in range(len(part.vectors))], unit(part.vectors)
+        yield [waiting.popleft() for _ in range(len(part.vectors))], scale(part.vectors)
 
 
 def write_segment(folder: Path, manifest: Manifest, blocks: Iterable[Block]) -> tuple[Manifest, int]:

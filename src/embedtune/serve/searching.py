@@ -18,11 +18,11 @@ from fastapi.responses import Response
 
 from embedtune import files
 from embedtune.nearest import unit
-from embedtune.search.index import Hit
+from embedtune.search.contract import Hit
 from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
-from embedtune.serve.model import Served
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
+from embedtune.serve.worker import Remote
 
 MARKED = 10  # hits whose best passage is looked for: each has up to sixteen, which all are embedded
 WAITING = 64  # searches at once; the model's queue refuses by its own rule
@@ -40,7 +40,7 @@ class Searched:
     """An index and the model behind it."""
 
     shelf: Shelf
-    model: Served
+    model: Remote
     batcher: Batcher
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embedtune.data.tokens import Tokens
 from embedtune.encoder import heads
+from embedtune.encoder.device import has_bf16
 from embedtune.encoder.load import Loaded
 from embedtune.fit import order
 from embedtune.fit.batches import micro_batches
@@ -106,36 +107,31 @@ class HeadObjective:
 
         return self._in_order(numbers, run)
 
-    def features(self, numbers: np.ndarray) -> np.ndarray:
-        """What a linear probe sees: the mean of each row's hidden states (n, D), or those of wanted tokens (m, D)."""
+    def features(self, numbers: np.ndarray, layer: torch.nn.Module | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """What a linear probe sees: the mean of each row's hidden states (n, D), or those of wanted tokens (m, D).
+
+        And what `layer` of the head reads of each, (n, D) or (m, D); without a layer, the same again. In bf16 where
+        the hardware has it: a probe asks for no more.
+        """
 
         def run(some: np.ndarray) -> list[np.ndarray]:
             rows, types = self._inputs(some)
-            hidden, lengths = heads.hidden_states(self.loaded, rows, types).float(), np.array([len(r) for r in rows])
             if self.wanted is None:
-                return list(heads.row_means(hidden, lengths).cpu().numpy())
-            parts = np.split(hidden.cpu().numpy(), np.cumsum(lengths)[:-1])
-            return [part[self.wanted[n]] for part, n in zip(parts, some)]
+                seen, states = heads.row_states(self.loaded, rows, types)
+            else:
+                lengths = [len(row) for row in rows]
+                places = [self.wanted[n] + start for n, start in zip(some, np.cumsum(lengths) - lengths)]
+                flat = torch.from_numpy(np.concatenate(places).astype(np.int64)).to(device)
+                seen = states = heads.hidden_states(self.loaded, rows, types).index_select(0, flat)
+            read = seen if layer is None else heads.read_by(self.loaded, layer, states[:, None])
+            both = torch.stack([seen.float(), read.float()], 1).cpu().numpy()  # (n, 2, D)
+            return list(both) if self.wanted is None else np.split(both, self._ends(some))
 
-        found = self._in_order(numbers, run)
-        return np.stack(found) if self.wanted is None else np.concatenate(found)
-
-    def last_inputs(self, layer: torch.nn.Module, numbers: np.ndarray) -> np.ndarray:
-        """What `layer` of the head reads of each row (n, D), or of each wanted token (m, D)."""
-        caught: list[Tensor] = []
-
-        def run(some: np.ndarray) -> list[np.ndarray]:
-            caught.clear()
-            self.logits(some, None)
-            found = caught[0].flatten(0, -2).float().cpu().numpy()
-            return list(found) if self.wanted is None else np.split(found, self._ends(some))
-
-        hook = layer.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].detach()))
-        try:
+        device = self.model.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device)):
             found = self._in_order(numbers, run)
-        finally:
-            hook.remove()
-        return np.stack(found) if self.wanted is None else np.concatenate(found)
+        both = np.stack(found) if self.wanted is None else np.concatenate(found)
+        return both[:, 0], both[:, 1]
 
     def _ends(self, numbers: np.ndarray) -> np.ndarray:
         assert self.wanted is not None

@@ -19,7 +19,6 @@ from embedtune.encoder.load import Loaded
 from embedtune.errors import UserError
 from embedtune.fit import probe
 from embedtune.fit.dropout import KeyedNoise, key_dropout
-from embedtune.fit.objectives.heads import HeadObjective
 
 T = TypeVar("T")
 DRAW, HOLD = 5, 6  # what a key is for
@@ -103,16 +102,13 @@ def make_ready(loaded: Loaded, recipe: Any, remarks: list[str]) -> tuple[KeyedNo
     return noise, RATES[how]
 
 
-def start_at_probe(objective: HeadObjective, numbers: np.ndarray, fitted: Callable[[np.ndarray], probe.Linear]) -> None:
-    """Start a fresh head's last layer at a linear probe of what it reads of the token rows `numbers`.
+def start_at_probe(layer: torch.nn.Linear, linear: probe.Linear) -> None:
+    """Start a fresh head's last layer at a linear probe of what it reads.
 
     From a random start the head pulls the encoder about before it says anything (arXiv 2202.10054); and with many
     classes, or words of which few are entities, a small run ends before it has learned to.
     """
-    layer = heads.fresh_layer(objective.loaded)
-    if layer is None:
-        return
-    weights, biases = fitted(objective.last_inputs(layer, numbers))
+    weights, biases = linear
     # What no row has, or all, stays learnable.
     biases = np.nan_to_num(biases, posinf=FAR, neginf=np.min(biases[np.isfinite(biases)], initial=0.0) - FAR)
     with torch.no_grad():
