@@ -45,6 +45,7 @@ IMPORTS = {
     "parts": None,
     "parts_labels": None,
     "average": None,
+    "finish": None,
     "tune": None,
     "trials": None,
     "track": {"errors", "fit"},

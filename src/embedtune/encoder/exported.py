@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from embedtune import files
 from embedtune.encoder.embed import WINDOW, Embedded, batches
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 
 FILE = "export.json"
 GRAPH, IR, TABLE = "model.onnx", "model.xml", "model.safetensors"
@@ -132,8 +133,6 @@ def _table(weights: Path) -> Run:
     table = load(weights.read_bytes())["embeddings"]
 
     def run(rows: list[list[int]]) -> np.ndarray:
-        sums = np.stack([table[row].sum(axis=0) for row in rows])
-        length = np.linalg.norm(sums, axis=1, keepdims=True)
-        return sums / np.where(length > 0, length, 1)
+        return unit(np.stack([table[row].sum(axis=0) for row in rows]))
 
     return run

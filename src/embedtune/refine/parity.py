@@ -14,6 +14,7 @@ import numpy as np
 from embedtune.encoder.encode import Encoder
 from embedtune.judge.retrieval import judge_retrieval
 from embedtune.judge.similarity import judge_similarity
+from embedtune.nearest import unit
 
 NEIGHBOURS = 10
 TIE = 1e-5  # cosines nearer than this are equal: then either neighbour is right
@@ -123,22 +124,16 @@ def nearness(wanted: np.ndarray, found: np.ndarray) -> Nearness:
     if wanted.shape != found.shape:
         return Nearness(len(wanted), None, None, same)
     size = max(1.0, float(np.abs(wanted).max()))
-    cosine = float((_unit(wanted) * _unit(found)).sum(1).min())
+    cosine = float((unit(wanted.astype(np.float64)) * unit(found.astype(np.float64))).sum(1).min())
     return Nearness(len(wanted), float(np.abs(wanted - found).max()) / size, cosine, same)
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
     """Cosines (n, n) of all pairs; no text is its own neighbour."""
-    unit = _unit(vectors)
+    unit = unit(vectors.astype(np.float64))
     out = unit @ unit.T
     np.fill_diagonal(out, -np.inf)
     return out
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    wide = vectors.astype(np.float64)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.where(length > 0, length, 1)
 
 
 def judge_dev(model: Encoder, export: Encoder, data: Any) -> Dev:

@@ -15,12 +15,12 @@ from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
 from embedtune.errors import UserError, did_you_mean, short_list
-from embedtune.nearest import top_k
+from embedtune.nearest import top_k, unit
 from embedtune.search import graph, lexical, store
 from embedtune.search.contract import Asked, Found, Hit, Mode, Note, answer, checked, open_model, unknown_column
 from embedtune.search.quantise import Dtype, check_dtype, restored
 from embedtune.search.rows import Record
-from embedtune.search.store import Manifest, Segment, unit
+from embedtune.search.store import Manifest, Segment
 from embedtune.search.views import Chosen, Restored, Stacked, signs
 
 OVERSAMPLE = {
@@ -125,7 +125,9 @@ class Index:
     def dense(self, asked: Asked, top: int, whole: bool) -> list[list[Found]]:
         """By cosine; codes or a graph, where the index has them and not `whole`, choose who is scored."""
         rows, given = asked.chosen, asked.vectors
-        queries = unit(self.encoder.encode(list(asked.queries), "query") if given is None else given)
+        queries = unit(
+            self.encoder.encode(list(asked.queries), "query") if given is None else np.asarray(given, np.float32)
+        )
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
         if whole or (self.manifest.dtype == "float32" and not self.manifest.graph):
             return _named(*top_k(queries, vectors if rows is None else Chosen(vectors, rows), top), rows)

@@ -19,12 +19,13 @@ import numpy as np
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, LocalEncoder, identity, open_encoder, stream
 from embedtune.errors import UserError, did_you_mean, short_list
+from embedtune.nearest import unit
 from embedtune.search import database, tables
 from embedtune.search.contract import Asked, Found, Hit, Mode, Note, answer, checked, open_model, unknown_column
 from embedtune.search.database import Address, connected, writing
 from embedtune.search.quantise import Dtype
 from embedtune.search.rows import Record
-from embedtune.search.store import embedded, unit
+from embedtune.search.store import embedded
 from embedtune.search.tables import About, sql
 
 REBUILD = "build the index anew: embedtune search index DATA --model M --out NAME --store ... --force"
@@ -169,7 +170,8 @@ class Ranking:
 
 def scaled(vectors: np.ndarray, about: About) -> np.ndarray:
     """Vectors as they are kept: of length one where the model goes by cosine, else as they are."""
-    return unit(vectors) if about.similarity == "cosine" else vectors.astype(np.float32)
+    vectors = vectors.astype(np.float32)
+    return unit(vectors) if about.similarity == "cosine" else vectors
 
 
 def load(store: str, name: str, model: str | None = None, note: Note = lambda text: None) -> Table:

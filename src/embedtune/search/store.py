@@ -23,6 +23,7 @@ import numpy as np
 from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 from embedtune.search import graph
 from embedtune.search.quantise import Dtype, quantise
 from embedtune.search.rows import Record
@@ -114,12 +115,6 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
     width = width if manifest.dtype == "int8" else (width + 7) // 8
     codes = np.memmap(path / "codes.i8", np.int8, mode="r", shape=(rows, width))
     return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row scaled to length one; a row of zeros stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
 Embed = Callable[[Iterable[str]], Iterator[Any]]  # a stream of texts to `Embedded` blocks
