@@ -177,6 +177,9 @@ def test_a_run_leaves_a_model_a_verdict_and_a_report(place, kind, task):
     assert ("scatter-" in page) == (kind == "graded")
     left = {path.name for path in (place / "out").iterdir()}
     assert {"report.html", "recipe.toml", "scores.json", "run.json", "README.md", "log.jsonl", "config.json"} <= left
+    card = (place / "out" / "README.md").read_text()
+    assert f"# {story['title']}\n" in card and story["verdict"]["sentence"] in card
+    assert story["model"] == "base" or (story["recipe"].strip() in card and "out.running" not in card)
     assert not (place / "out.running").exists() and json.loads((place / "out" / "scores.json").read_text())
     assert (kind == "graded") == (not story["classes"])
     kind_of = "token-classification" if task == "tag" else "text-classification"

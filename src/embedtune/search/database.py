@@ -28,6 +28,13 @@ class Address:
     shown: str = ""
 
 
+HINTS = {
+    "password": "PGPASSWORD or ~/.pgpass hold the password, or --store does",
+    "does not exist": "check the names of the database and of the user in --store",
+    "permission denied": "an administrator grants it; CREATE EXTENSION vector is needed once for a database",
+}
+
+
 def parse(store: str) -> Address:
     """The address of a database; a UserError where it is none, or a package is missing."""
     psycopg = packages()
@@ -77,11 +84,18 @@ def _said(error: Any, store: Address) -> Exception:
     if password := store.settings.get("password"):
         said = said.replace(password, "***")
     if away and isinstance(error, packages().OperationalError | packages().InterfaceError):
+        if fix := _hint(said):
+            return UserError(f"the database refused: {said}", where=store.shown, fix=fix)
         what, fix = f"cannot be reached, or went away: {said}", "see to the database and ask again; no index is harmed"
         return UserError(what, where=store.shown, fix=fix)
     if (state[:2] == "42" and state not in MENDABLE) or not state:
         return error
-    return UserError(f"the database refused: {said}", where=store.shown)
+    return UserError(f"the database refused: {said}", where=store.shown, fix=_hint(said))
+
+
+def _hint(said: str) -> str:
+    """What mends a refusal, by its words: refused connections have no code."""
+    return next((fix for mark, fix in HINTS.items() if mark in said), "")
 
 
 @contextmanager
