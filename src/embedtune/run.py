@@ -119,6 +119,7 @@ def _card(tuned: Path, story: dict[str, Any]) -> str:
     on_dev = files.read_json(tuned / "scores.json")["verdict"]
     text = text.replace(title, f"# {story['title']}", 1)
     text = text.replace(on_dev, f"{story['verdict']['sentence']}\n\nOn the rows that chose the best step: {on_dev}", 1)
+    text = text.replace(f"`{schema.read_toml(tuned / 'recipe.toml')['model']}`", f"`{story['base']}`", 1)
     return text.replace((tuned / "recipe.toml").read_text(encoding="utf-8").strip(), story["recipe"].strip(), 1)
 
 

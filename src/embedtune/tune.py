@@ -85,9 +85,11 @@ def finetune(
 
 
 def _check_recipe(recipe: Any, out: Path) -> None:
+    from embedtune.fit.past import chain
+
     found = limits.problems(recipe)
-    if recipe.past.continue_from and Path(recipe.past.continue_from).resolve() == out.resolve():
-        found.append("continue_from is the folder that this run would replace: give another --out")
+    if out.resolve() in chain(recipe):
+        found.append("the run goes on from the folder that it would replace, or that one did: give another --out")
     if isinstance(recipe.train, str | Path) and not str(recipe.train):
         found.insert(0, "no training data is named")
     if found:
@@ -204,12 +206,13 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         finish.average(scores, scorer, outcome.best_step, loop.measure or "", listener)
     if scores.get("sides") and scores["word"] == "REGRESSION":
         set_average(objective.model, before, before, 0.0)  # what got worse is not handed out
+        scores |= {"refused": scores["tuned"], "tuned": scores["baseline"]}
     erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(recipe) else None
     scores["verdict"] = card.verdict(scores)
     objective.save(home)
     if erased:
         erased(home)
-    draw_answers(scorer, outcome.best_step, home, title)
+    draw_answers(scorer, 0 if "refused" in scores else outcome.best_step, home, title)
     files.write_json(home / "scores.json", scores)
     facts = [
         *prepared.remarks,

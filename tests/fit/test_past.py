@@ -314,6 +314,8 @@ def test_what_is_no_finished_run_or_another_is_refused(finished, go_on, tmp_path
         past.open_run(run, recipes.MLM)
     with pytest.raises(UserError, match="give another --out"):
         finetune(continued(run, rows_of("regress", 40, 1)), run, force=True)
+    with pytest.raises(UserError, match="replay is for a run that goes on"):
+        finetune(dataclasses.replace(continued(run, rows_of("regress", 40, 1)), past=Past(replay=2.0)), tmp_path / "x")
     with pytest.raises(UserError, match="model and continue_from exclude each other"):
         finetune(continued(run, rows_of("regress", 40, 1), model="another"), tmp_path / "x")
     recipe = continued(run, rows_of("regress", 40, 1))
@@ -333,3 +335,16 @@ def test_settings_of_the_run_are_the_defaults(finished):
     assert recipe.merge == "auto" and recipe.loop.lr == before.loop.lr == 2e-3 and recipe.ranking == before.ranking
     assert (recipe.train, recipe.dev, recipe.model, recipe.loop.eval_steps) == ("new.jsonl", None, None, None)
     assert text_hash("A  b") == text_hash("a b")
+
+
+def test_a_chain_of_runs_is_what_it_was(finished, tmp_path):
+    from safetensors.torch import save_file
+
+    first = shutil.copytree(finished("regress"), tmp_path / "first")
+    second = finetune(continued(first, str(finished("regress").parent / "new.jsonl")), tmp_path / "second").folder
+    with pytest.raises(UserError, match="give another --out"):
+        finetune(continued(second, rows_of("regress", 60, 2)), first, force=True)
+    tensors = load_file(first / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, first / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"{first}: has other weights"):
+        finetune(continued(second, rows_of("regress", 60, 2)), tmp_path / "third")

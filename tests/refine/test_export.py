@@ -227,6 +227,15 @@ def test_nearness_counts_neighbours_and_forgives_ties():
     assert parity.nearness(x, np.full_like(x, np.nan)).neighbours == 0
 
 
+@pytest.mark.parametrize("to", parity.LIMITS)
+@pytest.mark.parametrize("count", [51, 200])
+def test_random_vectors_pass_no_gate(to, count):
+    rng = np.random.default_rng(count)
+    one, other = (rng.normal(size=(count, 24)).astype(np.float32) for _ in range(2))
+    found = parity.nearness(one, other[:, :16] if to == "static" else other)
+    assert parity.Parity(found, None, parity.LIMITS[to]).faults()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

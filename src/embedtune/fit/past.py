@@ -76,6 +76,17 @@ def weights_sha256(folder: Path) -> str:
     return "+".join(files.sha256(file) for file in sorted(folder.rglob("*.safetensors")))
 
 
+def chain(recipe: Any) -> list[Path]:
+    """The folders that a recipe goes on from: the run before, the one before that, and so on."""
+    found: list[Path] = []
+    name = recipe.past.continue_from
+    while name is not None and Path(name).resolve() not in found:
+        found.append(Path(name).resolve())
+        stored = Path(name) / "recipe.toml"
+        name = schema.read_toml(stored).get("past", {}).get("continue_from") if stored.is_file() else None
+    return found
+
+
 def settled(recipe: Any) -> Any:
     """The recipe with what it starts from filled in; a UserError where that is not what it was."""
     past: Past = recipe.past
@@ -225,6 +236,7 @@ def _read_again(run: Earlier, own: Callable[[Any, Path | None], Sides], known: K
     """The rows of a finished run, parted as they were; a UserError where they are not what they were."""
     if str(run.recipe.train).startswith("<"):
         raise UserError("its rows were given in Python")
+    settled(run.recipe)  # the run that this one went on from is still what it was
     found = _sides(run.recipe, run.folder, own, known)
     for what, counts in (("training data", found.counts), ("dev data", found.dev_counts)):
         before = run.account.get(what)

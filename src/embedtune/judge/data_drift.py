@@ -20,12 +20,13 @@ from scipy.stats import ks_2samp
 from embedtune import keyed, nearest
 from embedtune.data.tokens import uncut
 
+MOST_READ = 20_000  # texts of each side that are read at all
 MOST = 1000  # texts of each kind whose vectors are compared
 FEWEST = 20  # texts of a side without which nothing can be said
 DRAWS = 2000
 FAR = 0.95  # quantile of the old texts' own distances beyond which a new text is far
 SHOWN = 8  # new words that are named
-SAMPLE, FRESH = 8, 9  # what a key is for
+READ, SAMPLE, FRESH = 7, 8, 9  # what a key is for
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -106,7 +107,7 @@ def data_drift(
 
     `tokenizer` and `encode` are the model's; where they are None, their figures are not made.
     """
-    sides = [list(dict.fromkeys(side[1])) for side in (old, new)]
+    sides = [_order(list(dict.fromkeys(side[1])), seed, READ)[:MOST_READ] for side in (old, new)]
     if min(map(len, sides)) < FEWEST:
         return None
     # As if they were new: as many old texts as new ones, half of them at most.

@@ -226,7 +226,7 @@ def _cells(record: Record) -> str:
         kept = False
     if not kept:
         what = f"the text with the id {record.id[:80]!r} or a column of it has a NUL or half a surrogate pair"
-        raise UserError(what, where="PostgreSQL keeps no such characters", fix="--bad-rows mend, or take them out")
+        raise UserError(what, where="PostgreSQL keeps no such characters", fix="--bad-rows replace, or take them out")
     return written
 
 
