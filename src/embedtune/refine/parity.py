@@ -122,8 +122,8 @@ def nearness(wanted: np.ndarray, found: np.ndarray) -> Nearness:
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
     """Cosines (n, n) of all pairs; no text is its own neighbour."""
-    unit = unit(vectors.astype(np.float64))
-    out = unit @ unit.T
+    near = unit(vectors.astype(np.float64))
+    out: np.ndarray = near @ near.T
     np.fill_diagonal(out, -np.inf)
     return out
 
