@@ -156,6 +156,20 @@ def test_two_models_side_by_side_and_exit_code_3_where_the_second_is_worse(call,
     assert "base against base: MARGINAL" in out and "+0.0000 to +0.0000" in out and "changed most" not in out
 
 
+def test_drift_of_data_and_models_is_said_and_drawn(call, world):
+    argv = ["judge", "base", "worse", "--data", "dev.jsonl", "beir:test", "--drift", "d.html", "--out", "d.json"]
+    out, _ = call(*argv, code=3)
+    assert "drift on 41 texts of dev.jsonl" in out and "drift from dev.jsonl to beir:test" in out
+    found = json.loads(Path("d.json").read_text())["drift"]
+    assert set(found["models"]["worse"]) == {"general texts (docstrings)", "texts of dev.jsonl", "texts of beir:test"}
+    assert 0 <= found["models"]["worse"]["texts of dev.jsonl"]["overlap"] < 1
+    (data,) = found["data"]
+    assert data["old"] == "dev.jsonl" and data["low"] <= data["distance"][0] - data["distance"][1] <= data["high"]
+    assert "beir:test against dev.jsonl" in Path("d.html").read_text() and "<svg" in Path("d.html").read_text()
+    _, err = call("judge", "base", "--data", "dev.jsonl", "--drift", "d.html", code=2)
+    assert "exists already" in err
+
+
 def test_drift_is_none_between_a_model_and_itself_and_knows_no_scale():
     generator = np.random.default_rng(0)
     vectors = generator.standard_normal((30, 8))

@@ -72,6 +72,18 @@ class Loop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Past:
+    """The run that a training goes on from."""
+
+    # Folder of a finished run: start at its model, with its settings, and do not forget what it learned.
+    continue_from: str | None = None
+    # That run's training rows to train on again, as a share of the new ones.
+    replay: float = 0.5
+    # sha256 of that run's weights (derived); a recipe that says it goes on from no others.
+    weights_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class MLM:
     """Masked language modelling on raw lines: the encoder learns the language of your text."""
 
@@ -101,6 +113,8 @@ class MLM:
     scratch: bool = False
     # Vocabulary of the tokenizer that --scratch trains.
     vocab_size: int = 8000
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -125,6 +139,10 @@ class Ranking:
     guide_margin: float = 0.0
     # Let rows that share an anchor or a positive stand in one batch (they are masked, never negatives).
     duplicates: bool = False
+    # Fill batches with positives of like length, so that length tells no negative of the batch from the positive.
+    like_lengths: bool = False
+    # Weight of the covariance of vectors and text length in the loss; above 0 length is also erased from the result.
+    length_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +177,8 @@ class Contrastive:
     merge: Merge = "none"
     # The loss.
     ranking: Ranking = field(default_factory=Ranking)
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -191,12 +211,16 @@ class Scored:
     pseudo_mean: float = 0.9
     # ... with this standard deviation.
     pseudo_spread: float = 0.02
+    # Weight of the covariance of vectors and text length in the loss; above 0 length is also erased from the result.
+    length_penalty: float = 0.0
     # Pairs held out for scoring, at most a tenth of the data.
     dev_rows: int = 1000
     # Let pairs of the dev data stand in the training data too.
     allow_leaks: bool = False
     # Average with the base at the end, with the coefficient that is best on dev: auto or none.
     merge: Merge = "none"
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=Loop)
 
@@ -231,6 +255,8 @@ class Classify:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -261,6 +287,8 @@ class Regress:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -293,6 +321,8 @@ class Tag:
     freeze: bool = False
     # Rank of LoRA adapters (arXiv 2106.09685), merged when saved; 0 tunes all weights.
     lora: int = 0
+    # The run before.
+    past: Past = field(default_factory=Past)
     # The shared part.
     loop: Loop = field(default_factory=lambda: Loop(epochs=3))
 
@@ -341,3 +371,8 @@ RECIPES: dict[str, type] = {
 def task_of(recipe: Any) -> str:
     """The task's name of a recipe, the word after `embedtune fit`."""
     return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+
+
+def length_penalty(recipe: Any) -> float:
+    """The weight of the penalty on length; 0 for recipes that have none."""
+    return float(getattr(getattr(recipe, "ranking", recipe), "length_penalty", 0.0))

@@ -5,7 +5,7 @@ Training knows nothing of this: it is handed a function. What is kept per item g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from scipy.special import expit, softmax
 
 from embedtune import files, plots_labels
+from embedtune.fit.engine import read_log
 from embedtune.fit.objectives.contrastive import MEASURES as RETRIEVAL
 from embedtune.fit.objectives.scored import MEASURES as SIMILARITY
 from embedtune.fit.ranking import multiple_negatives
@@ -23,6 +24,7 @@ from embedtune.judge.regression import regression_report
 from embedtune.judge.report import Report, from_dict
 from embedtune.judge.retrieval import score_vectors
 from embedtune.judge.similarity import CORRELATIONS, cosines
+from embedtune.judge.statistics import part
 from embedtune.judge.tagging import tagging_report
 
 MAIN = {
@@ -50,17 +52,45 @@ class Scorer:
         """The measure whose change has an interval."""
         return MAIN[self.task]
 
+    @property
+    def sides(self) -> dict[str, slice]:
+        """Where the dev items of the run before and the new ones are, where this run goes on from another."""
+        old = self.prepared.old
+        return {"old": slice(0, old), "new": slice(old, None)} if old else {}
+
     def __call__(self, step: int | str) -> dict[str, float]:
         """The dev measures of the model as it is now; `step` names what is kept."""
         found = {"mlm": self._mlm, "contrastive": self._retrieval, "scored": self._similarity}
-        return found.get(self.task, self._head)(step)
+        measures = found.get(self.task, self._head)(step)
+        if self.sides:
+            values = [self._value(step, rows) for rows in self.sides.values()]
+            names = side_measures(self.prepared, self.task)
+            measures |= zip(names, [*values, float(np.mean(values))], strict=True)
+        return measures
 
-    def difference(self, before: int | str, after: int | str) -> compare.Difference:
-        """The change of the main measure between two scorings, with its interval."""
+    def _value(self, name: int | str, rows: slice) -> float:
+        """The main measure on some of the dev items."""
         if self.task == "mlm":
-            a, b = (np.load(self._rows(name), allow_pickle=False) for name in (before, after))
-            return compare.ratio_difference(a, b, self.prepared.objective.dev_groups())
-        return compare.paired(self.report(before), self.report(after), self.main.removeprefix("dev_"))
+            loss, tokens = np.load(self._rows(name), allow_pickle=False)[rows].sum(0)
+            return float(loss / tokens)
+        return float(part(self.report(name), rows).summary[self.main.removeprefix("dev_")])
+
+    def difference(self, before: int | str, after: int | str, rows: slice = slice(None)) -> compare.Difference:
+        """The change of the main measure between two scorings, with its interval; on some of the items only."""
+        if self.task == "mlm":
+            a, b = (np.load(self._rows(name), allow_pickle=False)[rows] for name in (before, after))
+            return compare.ratio_difference(a, b, self.prepared.objective.dev_groups()[rows])
+        a, b = (part(self.report(name), rows) for name in (before, after))
+        return compare.paired(a, b, self.main.removeprefix("dev_"))
+
+    def verdict(self, before: int | str, after: int | str) -> dict[str, Any]:
+        """Of a run that goes on from another: the change on each side, and the word for both; else nothing."""
+        if not self.sides or before == after:
+            return {"sides": None, "word": None} if self.sides else {}
+        lower = "loss" in self.main
+        found = {side: replace(self.difference(before, after, rows), lower=lower) for side, rows in self.sides.items()}
+        word = compare.verdict(list(found.values()))
+        return {"sides": {side: asdict(change) for side, change in found.items()}, "word": word}
 
     def report(self, name: int | str) -> Report:
         """The report of a scoring."""
@@ -115,6 +145,64 @@ class Scorer:
         # The mean squared gap is no training loss, but means the same in every run.
         loss = float(np.mean((predicted - dev.gold) ** 2))
         return {"dev_loss": loss, **{f"dev_{measure}": float(report.summary[measure]) for measure in SIMILARITY}}
+
+
+def side_measures(prepared: Any, task: str) -> list[str]:
+    """The main measure on the dev rows of the run before, on the new ones, and the mean of both, which chooses.
+
+    The mean counts both sides the same, whatever their sizes: else the larger one would choose.
+    """
+    name = MAIN[task].removeprefix("dev_")
+    return [f"dev_{side}_{name}" for side in ("old", "new", "sides")] if prepared.old else []
+
+
+def _measured(home: Path) -> dict[int, dict[str, float]]:
+    """The dev measures of every scoring, by step."""
+    scored = [r for r in read_log(home) if "dev_loss" in r]
+    return {r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in scored}
+
+
+def scores_of(home: Path, scorer: Scorer, best_step: int, measure: str) -> dict[str, Any]:
+    """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
+    objective, recipe = scorer.prepared.objective, scorer.prepared.recipe
+    measured = _measured(home)
+    going_on = scorer.prepared.old is not None
+    if not going_on and (baselines := scorer.baselines()):
+        return _head_scores(measured[best_step], baselines, scorer, best_step, measure)
+    start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
+    against = "the base with its head trained alone" if start else "the base"
+    against = "the run that this one goes on from" if going_on else against
+    difference = scorer.difference(start, best_step) if best_step != start else None
+    return {
+        "task": scorer.task,
+        "measure": measure,
+        "compared": scorer.main,
+        "baseline": measured[0],
+        "head_alone": measured[start] if start else None,
+        "tuned": measured[best_step],
+        "best_step": best_step,
+        "difference": asdict(difference) if difference else None,
+        "against": "the untrained model" if getattr(recipe, "scratch", False) else against,
+        **scorer.verdict(0, best_step),
+    }
+
+
+def _head_scores(
+    tuned: dict[str, float], baselines: dict[str, dict[str, float]], scorer: Scorer, best_step: int, measure: str
+) -> dict[str, Any]:
+    """Dev measures of the baselines and of the best step, and the paired change from the last, strongest baseline."""
+    *_, strongest = baselines
+    return {
+        "task": scorer.task,
+        "measure": measure,
+        "compared": scorer.main,
+        "baselines": baselines,
+        "baseline": baselines[strongest],
+        "tuned": tuned,
+        "best_step": best_step,
+        "difference": asdict(scorer.difference(strongest, best_step)),
+        "against": f"the {strongest} on the untuned encoder",
+    }
 
 
 def predictions(task: str, dev: Any, logits: list[np.ndarray]) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def finetune(
     if resume and not discard and _complete(home):
         listener.note("the run was complete; only its last rename was missing")
         return _publish(home, out)
-    _check_recipe(recipe)
+    _check_recipe(recipe, out)
     check_places(out, home, resume, discard, force)
     existed = home.exists()
     try:
@@ -84,8 +84,12 @@ def finetune(
         raise
 
 
-def _check_recipe(recipe: Any) -> None:
+def _check_recipe(recipe: Any, out: Path) -> None:
+    from embedtune.fit.past import chain
+
     found = limits.problems(recipe)
+    if out.resolve() in chain(recipe):
+        found.append("the run goes on from the folder that it would replace, or that one did: give another --out")
     if isinstance(recipe.train, str | Path) and not str(recipe.train):
         found.insert(0, "no training data is named")
     if found:
@@ -137,6 +141,9 @@ def _publish(home: Path, out: Path) -> Finished:
 
 def prepare(recipe: Any, home: Path, note: Any) -> Any:
     """Everything before the first step, as `Prepared`; `home` receives the tokenised data."""
+    from embedtune.fit.past import settled
+
+    recipe = settled(recipe)
     match recipes.task_of(recipe):
         case "mlm":
             from embedtune.fit.objectives.prepare import prepare_mlm
@@ -161,22 +168,23 @@ def prepare(recipe: Any, home: Path, note: Any) -> Any:
 
 
 def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
-    from embedtune import plots
+    from embedtune import finish, plots
     from embedtune.fit.derive import resolve
     from embedtune.fit.engine import read_log, train
-    from embedtune.scoring import Scorer, draw_answers, draw_scores
+    from embedtune.fit.merge import set_average, weights
+    from embedtune.scoring import Scorer, draw_answers, draw_scores, scores_of, side_measures
     from embedtune.track import followed
 
     task = recipes.task_of(recipe)
     prepared = prepare(recipe, home, listener.note)
     objective = prepared.objective
     start = {"recipe": schema.to_toml(recipe), **prepared.identity}
-    loop = _agree(home, start, resume)
+    loop, of_sides = _agree(home, start, resume), side_measures(prepared, task)
     if loop is None:
-        loop = dataclasses.replace(recipe.loop, measure=_measure(recipe.loop.measure, prepared))
+        loop = dataclasses.replace(recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
         loop = resolve(loop, objective, prepared.max_length, prepared.lr)
-        weights = sum(p.numel() for p in objective.model.parameters()) * 4
-        files.need_space(home, 3 * 3 * weights + 3 * weights, "three checkpoints and the model")
+        size = sum(p.numel() for p in objective.model.parameters()) * 4
+        files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")
         files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
     final = dataclasses.replace(prepared.recipe, loop=loop)
     files.write_text(home / "recipe.toml", schema.to_toml(final))
@@ -189,105 +197,34 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
         draw_scores(read_log(home), task, home, title)
 
     scorer = Scorer(prepared, task, home)
+    before = weights(objective.model) if prepared.old else {}
     outcome = train(objective, loop, scorer, home, draw, followed(listener, recipe.loop.track, home))
     draw()
     listener.note(f"training ended: {outcome.why}")
-    scores = _scores(home, scorer, outcome.best_step, loop.measure or "")
+    scores = scores_of(home, scorer, outcome.best_step, loop.measure or "")
     if getattr(recipe, "merge", "none") == "auto":
-        _average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+        finish.average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+    if scores.get("sides") and scores["word"] == "REGRESSION":
+        set_average(objective.model, before, before, 0.0)  # what got worse is not handed out
+        scores |= {"refused": scores["tuned"], "tuned": scores["baseline"]}
+    erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(recipe) else None
     scores["verdict"] = card.verdict(scores)
     objective.save(home)
-    draw_answers(scorer, outcome.best_step, home, title)
+    if erased:
+        erased(home)
+    draw_answers(scorer, 0 if "refused" in scores else outcome.best_step, home, title)
     files.write_json(home / "scores.json", scores)
     facts = [
         *prepared.remarks,
         f"training ended after step {outcome.state.step:,}: {outcome.why}",
         *outcome.state.events,
         *card.averaging(scores),
+        *scores.get("erasure", []),
     ]
     about = card.About(task, title, str(final.model), scores, prepared.profile, facts, schema.to_toml(final))
     files.write_text(home / "README.md", card.markdown(about))
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
     return _publish(home, out)
-
-
-def _measured(home: Path) -> dict[int, dict[str, float]]:
-    """The dev measures of every scoring, by step."""
-    from embedtune.fit.engine import read_log
-
-    scored = [r for r in read_log(home) if "dev_loss" in r]
-    return {r["step"]: {k: v for k, v in r.items() if k.startswith("dev_")} for r in scored}
-
-
-def _scores(home: Path, scorer: Any, best_step: int, measure: str) -> dict[str, Any]:
-    """Dev measures of the base, of the fresh head alone and of the best step, and the paired change between them."""
-    objective, recipe = scorer.prepared.objective, scorer.prepared.recipe
-    measured = _measured(home)
-    if baselines := scorer.baselines():
-        return _head_scores(measured[best_step], baselines, scorer, best_step, measure)
-    start = min(objective.head_steps, best_step)  # less where the time was over before the head was trained
-    against = "the base with its head trained alone" if start else "the base"
-    difference = scorer.difference(start, best_step) if best_step != start else None
-    return {
-        "task": scorer.task,
-        "measure": measure,
-        "compared": scorer.main,
-        "baseline": measured[0],
-        "head_alone": measured[start] if start else None,
-        "tuned": measured[best_step],
-        "best_step": best_step,
-        "difference": dataclasses.asdict(difference) if difference else None,
-        "against": "the untrained model" if getattr(recipe, "scratch", False) else against,
-    }
-
-
-def _head_scores(
-    tuned: dict[str, float], baselines: dict[str, dict[str, float]], scorer: Any, best_step: int, measure: str
-) -> dict[str, Any]:
-    """Dev measures of the baselines and of the best step, and the paired change from the last, strongest baseline."""
-    *_, strongest = baselines
-    return {
-        "task": scorer.task,
-        "measure": measure,
-        "compared": scorer.main,
-        "baselines": baselines,
-        "baseline": baselines[strongest],
-        "tuned": tuned,
-        "best_step": best_step,
-        "difference": dataclasses.asdict(scorer.difference(strongest, best_step)),
-        "against": f"the {strongest} on the untuned encoder",
-    }
-
-
-def _average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, listener: Any) -> None:
-    """Average the best weights with the base, the coefficient chosen on dev; the scores become those of the result."""
-    from embedtune.fit import merge
-    from embedtune.fit.engine import better
-
-    if best_step == 0:
-        return
-    model, found = scorer.prepared.objective.model, {}
-    base = merge.base_weights(scorer.prepared.base, merge.weights(model))
-
-    def score(coefficient: float) -> float:
-        found[coefficient] = scorer(f"average-{coefficient:g}")
-        listener.note(
-            f"averaged {coefficient:g} with the base: {measure.replace('_', ' ')} {found[coefficient][measure]:.4f}"
-        )
-        return found[coefficient][measure]
-
-    ends = (scores["baseline"][measure], scores["tuned"][measure])
-    chosen, tried = merge.choose(model, base, score, lambda a, b: better(measure, a, b), ends)
-    scores["averaging"] = {
-        "coefficient": chosen,
-        "tried": {f"{k:g}": v for k, v in tried.items()},
-        "last": scores["tuned"],
-    }
-    if chosen in found:
-        scores["tuned"] = found[chosen]
-        scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
-    elif chosen == 0:
-        scores["tuned"], scores["difference"] = scores["baseline"], None
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:
@@ -332,11 +269,11 @@ def _cpu() -> str:
         return platform.processor()
 
 
-def _measure(asked: str | None, prepared: Any) -> str:
+def _measure(asked: str | None, prepared: Any, of_sides: Sequence[str] = ()) -> str:
     """The dev measure that decides: the one asked for, with or without its dev_, or the task's own."""
-    known = prepared.objective.measures
+    known = [*prepared.objective.measures, *of_sides]
     if asked is None:
-        return str(prepared.measure)
+        return of_sides[-1] if of_sides else str(prepared.measure)
     names = {name.casefold(): name for name in known}
     found = names.get(asked.casefold()) or names.get(f"dev_{asked}".casefold())
     if found is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from embedtune import recipes, schema
 from embedtune.commands.shape import Command, Flags, Output, Talk, table
+from embedtune.errors import EXIT_FINE, EXIT_REGRESSION
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,38 @@ def fit(command: Any, talk: Talk) -> Output:
         finished.scores["verdict"],
         f"{finished.folder}/ holds the model, README.md, loss.png, recipe.toml, run.json, log.jsonl",
     ]
-    return Output(lines, {"folder": str(finished.folder), **finished.scores})
+    code = EXIT_REGRESSION if finished.scores.get("word") == "REGRESSION" else EXIT_FINE
+    return Output(lines, {"folder": str(finished.folder), **finished.scores}, code)
 
 
 def _defaults(kind: type, recipe_kind: type) -> Any:
     def find(argv: list[str]) -> Flags:
-        """The recipe that flags change: of the run to be resumed, of a TOML file, or the defaults."""
+        """The recipe that flags change: of the run to be resumed, a TOML file, the run before, or the defaults."""
         argv = ["--trials" if word == "--try" else word for word in resume_takes_out(argv)]
         place, recipe = Place(), recipe_kind()
+        run = flag(argv, "--continue-from")
         resuming = "--resume" in argv and (not argv or argv[0].startswith("-"))
-        split = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
-        out = Path(split[split.index("--out") + 1] if "--out" in split[:-1] else place.out)
+        out = Path(flag(argv, "--out") or place.out)
         source = out.with_name(out.name + ".running") / "start.json" if resuming and out.name else None
         if source and source.is_file():
             recipe = schema.from_table(recipe_kind, _stored_recipe(source), str(source))
         elif argv and argv[0].endswith(".toml"):
             recipe = schema.from_table(recipe_kind, schema.read_toml(Path(argv[0])), argv[0])
             argv = argv[1:]
+        elif run:
+            from embedtune.fit.past import continued, open_run
+
+            open_run(run, recipe_kind)
+            recipe = continued(run)
         return argv, kind(recipe, place)
 
     return find
+
+
+def flag(argv: list[str], name: str) -> str | None:
+    """The value of a flag among words that are not parsed yet; None where it is not there."""
+    split = [part for word in argv for part in (word.split("=", 1) if word.startswith(f"{name}=") else [word])]
+    return split[split.index(name) + 1] if name in split[:-1] else None
 
 
 def _stored_recipe(start: Path) -> dict[str, Any]:

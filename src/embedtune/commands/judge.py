@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import recipes
+from embedtune.commands.judge_drift import find_drift, texts_of, told
 from embedtune.commands.judge_heads import has_heads, judge_heads
 from embedtune.commands.shape import Command, Output, Talk, models_first, refuse_existing, table
-from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, UserError
+from embedtune.errors import UserError
 
 CLIP = 100  # characters of a text that is shown
 
@@ -49,7 +50,10 @@ class Judge:
     price: float | None = None
     # Write everything, with the values of every query, to this .json file.
     out: str | None = None
-    # Replace a file of that name.
+    # Write how the data and the models drifted, with pictures, to this .html file: each --data against the first, each
+    # model against the first.
+    drift: str | None = None
+    # Replace files of these names.
     force: bool = False
     # Print the result as JSON.
     json: bool = False
@@ -57,7 +61,6 @@ class Judge:
 
 def judge(command: Judge, talk: Talk) -> Output:
     """Embed, measure, compare."""
-    from embedtune import files
     from embedtune.data.columns import parse_columns
     from embedtune.encoder.encode import open_encoder
     from embedtune.judge import compare
@@ -66,8 +69,8 @@ def judge(command: Judge, talk: Talk) -> Output:
 
     if not command.models or not command.data:
         raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
-    if command.out:
-        refuse_existing(command.out, command.force)
+    for path in filter(None, (command.out, command.drift)):
+        refuse_existing(path, command.force)
     if has_heads(command.models):
         return judge_heads(command, talk)
     measures = [str(m.parse(name)) for name in command.measures]
@@ -109,12 +112,11 @@ def judge(command: Judge, talk: Talk) -> Output:
                 lines += _changed(reports[0][0], mine[0], main, data.retrieval, command.examples)
             entry[encoder.name] = {"verdict": word, "changes": {k: vars(c) for k, c in changes.items()}}
         found.append(entry)
-    drifts = [] if command.exam else _drift(encoders, command.models)
-    lines += ["", *drifts] if drifts else []
+    texts = {name: texts_of(data) for name, data in zip(command.data, sets)}
+    drifts = find_drift(encoders, texts, talk.note, models=not command.exam)
+    lines += drifts.lines()
     lines += [f"{e.name}: {usage}" for e in encoders if (usage := getattr(e, "usage", None))]
-    if command.out:
-        files.write_json(Path(command.out), {"models": list(command.models), "data": found, "drift": drifts})
-    return Output(lines[1:], {"data": found, "drift": drifts}, EXIT_REGRESSION if worst == "REGRESSION" else EXIT_FINE)
+    return told(command, lines[1:], found, drifts, worst == "REGRESSION")
 
 
 def _dims(command: Judge) -> list[int | None]:
@@ -162,16 +164,6 @@ def _changed(before: Any, after: Any, measure: str, data: Any, many: int) -> lis
 def _clip(text: str) -> str:
     plain = " ".join(text.split())
     return plain if len(plain) <= CLIP else plain[: CLIP - 1] + "…"
-
-
-def _drift(encoders: Sequence[Any], names: Sequence[str]) -> list[str]:
-    """Drift of each local model against the first, where both are here; hosted texts would cost money."""
-    from embedtune.encoder.encode import HOSTED
-    from embedtune.judge.drift import model_drift
-
-    if len(encoders) < 2 or any(name.startswith(HOSTED) for name in names):
-        return []
-    return [f"{other.name}: {model_drift(encoders[0], other).line()}" for other in encoders[1:]]
 
 
 COMMANDS = {

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from embedtune.commands.judge_drift import find_drift, told
 from embedtune.commands.shape import Output, Talk, table
-from embedtune.errors import EXIT_FINE, EXIT_REGRESSION, UserError
+from embedtune.errors import UserError
 
 MAIN = {"classification": "F1", "regression": "spearman", "tagging": "F1"}
 MOST_CLASSES = 20  # whose measures are listed, the lowest first
@@ -16,8 +17,10 @@ MOST_CLASSES = 20  # whose measures are listed, the lowest first
 def has_heads(names: Sequence[str]) -> bool:
     """Whether the models are such as `fit classify`, `fit regress` and `fit tag` leave; a UserError for a mixture."""
     from embedtune.encoder import heads
+    from embedtune.encoder.exported import is_export
 
-    kinds = [heads.kind_of(Path(name)) if Path(name).is_dir() else None for name in names]
+    folders = [Path(name) for name in names]
+    kinds = [heads.kind_of(each) if each.is_dir() and not is_export(each) else None for each in folders]
     if len(set(kinds)) > 1:
         said = ", ".join(f"{name}: {kind or 'an embedding model'}" for name, kind in zip(names, kinds))
         raise UserError(f"cannot be compared: {said}", where="judge", fix="judge models of one kind at a time")
@@ -26,18 +29,18 @@ def has_heads(names: Sequence[str]) -> bool:
 
 def judge_heads(command: Any, talk: Talk) -> Output:
     """Predict, measure, compare."""
-    from embedtune import files
     from embedtune.encoder import heads, load
+    from embedtune.encoder.encode import open_encoder
     from embedtune.judge import compare
     from embedtune.judge.report import table as rows
 
     opened = [heads.open_head(load.find(name)) for name in command.models]
     lines: list[str] = []
     found: list[dict[str, Any]] = []
-    worst = "WIN"
+    worst, texts = "WIN", dict[str, list[str]]()
     for data in command.data:
         talk.note(f"judging on {data}")
-        reports, remarks = _reports(opened, data, command)
+        reports, remarks, texts[data] = _reports(opened, data, command)
         main = MAIN[reports[0].task]
         classes = {name: compare.by_class(report) for name, report in zip(command.models, reports)}
         lines += ["", data, *remarks, *table(*rows(reports)), "", *_intervals(reports, main), *_classes(classes)]
@@ -50,13 +53,13 @@ def judge_heads(command: Any, talk: Talk) -> Output:
             lines += ["", f"{name} against {command.models[0]}: {word} ({main})", *table(*compare.table(changes))]
             entry[name] = {"verdict": word, "changes": {key: vars(change) for key, change in changes.items()}}
         found.append(entry)
-    if command.out:
-        files.write_json(Path(command.out), {"models": list(command.models), "data": found})
-    return Output(lines[1:], {"data": found}, EXIT_REGRESSION if worst == "REGRESSION" else EXIT_FINE)
+    encoders = [open_encoder(name) for name in command.models] if len(texts) > 1 or len(opened) > 1 else []
+    drifts = find_drift(encoders, texts, talk.note)
+    return told(command, [*lines[1:], *drifts.lines()], found, drifts, worst == "REGRESSION")
 
 
-def _reports(opened: Sequence[tuple[Any, str]], data: str, command: Any) -> tuple[list[Any], list[str]]:
-    """A report for each model on data that is read as the first model's kind needs it, and what was left out."""
+def _reports(opened: Sequence[tuple[Any, str]], data: str, command: Any) -> tuple[list[Any], list[str], list[str]]:
+    """A report for each model on data that is read as the first model's kind needs it, what was left out, the texts."""
     from embedtune.data.columns import parse_columns
     from embedtune.data.labels import read_graded, read_labelled
     from embedtune.data.read import Counts
@@ -77,7 +80,8 @@ def _reports(opened: Sequence[tuple[Any, str]], data: str, command: Any) -> tupl
         rows, judged = list(read_labelled(data, **given)), judge_classifier
     reports = [judged(model, rows, Path(data).name, name) for (model, _), name in zip(opened, command.models)]
     left = [f"{number:,} rows left out: {reason}" for reason, number in counts.rejected.items()]
-    return reports, [f"{len(rows):,} rows", *counts.notes, *left]
+    texts = [" ".join(row.tokens) if kind == heads.TOKEN else row.text for row in rows]
+    return reports, [f"{len(rows):,} rows", *counts.notes, *left], texts
 
 
 def _tagged(data: str, given: Any) -> list[Any]:

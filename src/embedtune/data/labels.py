@@ -41,6 +41,7 @@ FRACTION = unusable(
     "a fraction where a label must stand",
     "embedtune fit regress, where the numbers are grades; else write the labels as names",
 )
+LEAVE_OUT = "add rows of such labels to the training data, or leave them out here"
 ALONE = unusable("a class with a single row")
 
 
@@ -281,8 +282,10 @@ def drop_singles(rows: Iterable[Labelled], counts: Counts | None = None) -> list
     return kept
 
 
-def check_known(rows: Iterable[Labelled], classes: Classes, where: str) -> None:
-    """Raise one UserError for the labels that the training data does not have, and for lists where it has none."""
+def check_known(
+    rows: Iterable[Labelled], classes: Classes, where: str, whose: str = "the training data", fix: str = LEAVE_OUT
+) -> None:
+    """Raise one UserError for the labels that `classes`, `whose` they are, lack, and for lists where it has none."""
     wrong, known = Wrong(), set(classes.names)
     unknown: dict[str, str] = {}
     for row in rows:
@@ -292,13 +295,12 @@ def check_known(rows: Iterable[Labelled], classes: Classes, where: str) -> None:
             continue
         spot = place_of(row.file, row.number).removeprefix(f"{where}, ")
         if unlike:
-            wrong.add("a list of labels, where the training data has one label a row", spot)
+            wrong.add(f"a list of labels, where {whose} has one label a row", spot)
         for label in strange:
             if label not in unknown:
                 unknown[label] = f"{shown(label)}{did_you_mean(label, classes.names)}"
             wrong.add(unknown[label], spot)
-    fix = "add rows of such labels to the training data, or leave them out here"
-    refuse(wrong, f"{sum(wrong.many.values()):,} labels that the training data does not have", where, [fix])
+    refuse(wrong, f"{sum(wrong.many.values()):,} rows have labels that {whose} does not have", where, [fix])
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

@@ -131,6 +131,45 @@ def from_pairs(pairs: Iterable[Pair], name: str) -> RetrievalSet:
     return RetrievalSet(name, texts, {key: text for text, key in documents.items()}, qrels, remarks)
 
 
+def dev_folder(dev: Any) -> tuple[str, str | None] | None:
+    """BEIR folder and split of FOLDER or FOLDER:SPLIT; None for data of another kind.
+
+    Training takes the judgements of `train`; where there is just one other split, scoring takes that.
+    """
+    path, _, split = str(dev).rpartition(":") if isinstance(dev, str | Path) else ("", "", "")
+    if path and is_beir(path):
+        return path, split
+    if not isinstance(dev, str | Path) or not is_beir(dev):
+        return None
+    splits = {file.name.split(".")[0] for file in (Path(dev) / "qrels").glob("*.tsv*")} - {"train"}
+    return str(dev), splits.pop() if len(splits) == 1 else None
+
+
+def part(data: RetrievalSet, rows: Iterable[int]) -> RetrievalSet:
+    """The queries at these places, with the same corpus."""
+    names = list(data.queries)
+    kept = [names[row] for row in rows]
+    queries = {name: data.queries[name] for name in kept}
+    return RetrievalSet(data.name, queries, data.corpus, {name: data.qrels[name] for name in kept}, data.remarks)
+
+
+def joined(first: RetrievalSet, second: RetrievalSet) -> RetrievalSet:
+    """The queries of both, those of `first` first, over one corpus in which a text that both have stands once."""
+    sides = (("old-", first), ("new-", second))
+    places: dict[str, str] = {}
+    for prefix, data in sides:
+        for name, text in data.corpus.items():
+            places.setdefault(text, prefix + name)
+    queries = {prefix + name: text for prefix, data in sides for name, text in data.queries.items()}
+    qrels: dict[str, dict[str, int]] = {}
+    for prefix, data in sides:
+        for name, judged in data.qrels.items():
+            ascending = sorted(judged.items(), key=lambda item: item[1])  # of equal texts the more relevant counts
+            qrels[prefix + name] = {places[data.corpus[document]]: relevance for document, relevance in ascending}
+    remarks = [*first.remarks, *second.remarks]
+    return RetrievalSet(second.name, queries, {name: text for text, name in places.items()}, qrels, remarks)
+
+
 def _packed(path: Path) -> list[Path]:
     return [found for packing in PACKINGS if (found := path.with_name(path.name + packing)).is_file()]
 

@@ -171,6 +171,14 @@ def tokenize_texts(texts: Iterable[tuple[str, str | None]], tokenizer: Any, max_
     return open_tokens(folder)
 
 
+def numbered(rows: Iterable[Row]) -> Iterator[tuple[Row, tuple[int, int]]]:
+    """Each row with the document and the line by which `tokenize` knows it."""
+    document, line = -1, 0
+    for row in rows:
+        document, line = row.document, (line + 1 if row.document == document else 0)
+        yield row, (document, line)
+
+
 def open_tokens(folder: Path) -> Tokens:
     """Map the files that `tokenize` wrote."""
     about = files.read_json(folder / "tokens.json")

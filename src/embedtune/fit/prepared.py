@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedtune import files
 from embedtune.data.formats import BLANK
 from embedtune.data.read import Counts
 from embedtune.encoder.device import pick_device
+from embedtune.fit.past import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Prepared:
     measure: str  # where the recipe names none
     base: Path  # the folder of the model that training starts from
     dev: Any = None  # what the objective is scored on, where it does not know that itself
+    old: int | None = None  # of what is scored on, so many (the first) are of the run that this one goes on from
+    texts: tuple[str, ...] = ()  # of objectives that learn vectors: each text, by its token row
 
 
 def name_of(data: Any) -> str:
@@ -91,11 +93,10 @@ def identity(folder: Path, tokenizer: Any, counts: Counts, dev_counts: Counts | 
     """What must be the same when a run is resumed."""
     import transformers
 
-    weights = "+".join(files.sha256(f) for f in sorted(folder.rglob("*.safetensors")))
     return {
         "training data": counts.sha256,
         "dev data": dev_counts.sha256 if dev_counts else "held out",
-        "model weights": weights,
+        "model weights": weights_sha256(folder),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -39,6 +39,8 @@ OWN_LABELS = {
     "tag": {"dev_accuracy": "accuracy of words", "dev_F1": "F1 (entities)", "dev_precision": "precision (entities)",
             "dev_recall": "recall (entities)"},
 }  # fmt: skip
+# Of a run that goes on from another: what that one was scored on, the new rows, and both counted the same.
+SIDES = {"old": "old rows", "new": "new rows", "sides": "mean of old and new"}
 SCORED_ON = {
     "mlm": "Scored on held-out rows with 15 % of the tokens masked, always the same ones. Pseudo-perplexity is the "
     "exponential of the loss per masked token.",
@@ -147,6 +149,22 @@ class About:
     recipe: str
 
 
+def _both_sides(scores: Mapping[str, Any], unit: str) -> str:
+    """The result of a run that went on from another: on what that one was scored on, and on the new rows."""
+    said = {
+        "WIN": "WIN: better than the run that this one goes on from, and on neither side worse",
+        "MARGINAL": "MARGINAL: no clear difference to the run that this one goes on from, on both sides together",
+        "REGRESSION": "REGRESSION: worse than the run that this one goes on from, whose weights are kept",
+    }[scores["word"]]
+    name = scores["compared"].replace("_", " ")
+    changes = [
+        f"{SIDES[side]} {change['value']:+.4f} (95 % interval {change['low']:+.4f} to {change['high']:+.4f}, "
+        f"{change['items']:,} {unit})"
+        for side, change in scores["sides"].items()
+    ]
+    return f"{said}. {name}: {'; '.join(changes)}."
+
+
 def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of base against tuned, as text; the head alone has a column where there was a fresh one."""
     plain = {name.replace("_", " "): scores[name] for name in ("baseline", "head_alone") if scores.get(name)}
@@ -161,17 +179,27 @@ def score_table(scores: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def label(measure: str, task: str) -> str:
     """A dev measure in words."""
+    side, _, name = measure.removeprefix("dev_").partition("_")
+    if side in SIDES:
+        return f"{label(f'dev_{name}', task)}, {SIDES[side]}"
     known = {**LABELS, **OWN_LABELS.get(task, {}), "dev_loss": LOSSES[task]}
     return known.get(measure, measure.removeprefix("dev_"))
 
 
 def verdict(scores: Mapping[str, Any]) -> str:
-    """The result in one sentence, with its interval."""
-    change = scores.get("difference")
-    against = scores["against"]
+    """The result in a sentence or two, with its interval."""
+    if scores["task"] in LIBRARIES and scores.get("best_step") == 0:
+        return f"{_change(scores)} No step was better on dev than the head's start: the folder holds that."
+    return _change(scores)
+
+
+def _change(scores: Mapping[str, Any]) -> str:
+    change, against = scores.get("difference"), scores["against"]
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
     unit = {"contrastive": "queries", "scored": "pairs", "tag": "sentences"}.get(scores["task"], "rows")
+    if scores.get("sides"):
+        return _both_sides(scores, unit)
     interval = f"95 % interval {change['low']:+.4f} to {change['high']:+.4f}, {change['items']:,} {unit}"
     name = scores["compared"]
     what = f"{name.replace('_', ' ')} {change['value']:+.4f} ({interval})"

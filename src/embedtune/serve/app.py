@@ -120,7 +120,9 @@ class Service:
     async def stop(self) -> None:
         """Answer what waits, then end."""
         for model, queue in self.queues.items():
-            await queue.stop()
+            with suppress(TimeoutError):  # a model that hangs is ended without its answer
+                async with asyncio.timeout(HUNG):
+                    await queue.stop()
             model.close()
 
     def busy(self, path: str) -> float | None:

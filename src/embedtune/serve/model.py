@@ -87,5 +87,5 @@ def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
     """Load a model to be served. Raises UserError where there is none, or it is a hosted one."""
     encoder = open_encoder(name, precision=precision)
     if not isinstance(encoder, LocalEncoder):
-        raise UserError("is hosted elsewhere already", where=name, fix="name a folder or a hub name")
+        raise UserError("is hosted elsewhere, or an export", where=name, fix="name a model folder or a hub name")
     return Served(name, identity(name), encoder, precision, batch_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from embedtune.data.tokens import tokenize_texts
 from embedtune.encoder import heads, load
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.errors import UserError
-from embedtune.fit import probe
+from embedtune.fit import past, probe
 from embedtune.fit.objectives.heads import HeadObjective
 from embedtune.fit.objectives.labelled import (
     FEWEST,
@@ -35,6 +36,7 @@ from embedtune.fit.objectives.labelled import (
     say_leaks,
     start_at_probe,
 )
+from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Classify, Regress
 
@@ -46,17 +48,9 @@ REGRESSION = ["spearman", "pearson", "MAE", "RMSE", "R2"]
 
 def prepare_classify(recipe: Classify, home: Path, note: Callable[[str], None]) -> Prepared:
     """Everything before the first step; `home` receives the tokenised texts."""
-    train, dev, tally = _read(recipe, read_labelled, note)
-    classes = classes_of(train, name_of(recipe.train), drop=recipe.bad_rows == "skip", counts=tally[0])
-    remarks = _lost(tally)
-    known = set(classes.names)
-    train = [row for row in train if set(row.labels) <= known]
-    if dev is None:
-        first = np.array([classes.names.index(row.labels[0]) if row.labels else 0 for row in train])
-        train, dev = _hold_out(train, first, recipe, remarks)
-    else:
-        check_known(dev, classes, name_of(recipe.dev))
-    train, dev = _some(train, dev, recipe, remarks)
+    note(f"reading {name_of(recipe.train)}")
+    sides = past.sides(recipe, _own_labelled, KNOWN)
+    train, dev, classes = sides.train, sides.dev, sides.about
     gold = [_numbers(side, classes) for side in (train, dev)]
     problem = "multi_label_classification" if classes.multi else "single_label_classification"
     recipe, folder = _pooled(recipe, train)
@@ -73,16 +67,14 @@ def prepare_classify(recipe: Classify, home: Path, note: Callable[[str], None]) 
         expit if classes.multi else partial(softmax, axis=1), classes, MULTI if classes.multi else MEASURES, "dev_F1",
         {f"class {name}": n for name, n in zip(classes.names, classes.counts)},
     )  # fmt: skip
-    return _ready(recipe, home, loaded, labels, tally, remarks, note)
+    return _ready(recipe, home, loaded, labels, sides, note)
 
 
 def prepare_regress(recipe: Regress, home: Path, note: Callable[[str], None]) -> Prepared:
     """Everything before the first step; `home` receives the tokenised texts."""
-    train, dev, tally = _read(recipe, read_graded, note)
-    remarks = _lost(tally)
-    if dev is None:
-        train, dev = _hold_out(train, np.zeros(len(train), int), recipe, remarks)
-    train, dev = _some(train, dev, recipe, remarks)
+    note(f"reading {name_of(recipe.train)}")
+    sides = past.sides(recipe, _own_graded, KNOWN)
+    train, dev = sides.train, sides.dev
     gold = [np.array([row.score for row in side]) for side in (train, dev)]
     mean, spread = float(gold[0].mean()), float(gold[0].std())
     if not spread:
@@ -103,7 +95,42 @@ def prepare_regress(recipe: Regress, home: Path, note: Callable[[str], None]) ->
         Classes(("score",), (), False), REGRESSION, "dev_spearman",
         {"score_mean": mean, "score_low": float(gold[0].min()), "score_high": float(gold[0].max())},
     )  # fmt: skip
-    return _ready(recipe, home, loaded, labels, tally, remarks, note)
+    return _ready(recipe, home, loaded, labels, sides, note)
+
+
+def _own_labelled(recipe: Classify, folder: Path | None) -> Sides:
+    """The labelled texts that a recipe names, parted, and their classes."""
+    train, dev, tally = _read(recipe, read_labelled)
+    classes = _classes(train, recipe, tally[0])
+    remarks, known = _lost(tally), set(classes.names)
+    train = [row for row in train if set(row.labels) <= known]
+    if dev is None:
+        first = np.array([classes.names.index(row.labels[0]) if row.labels else 0 for row in train])
+        train, dev = _hold_out(train, first, recipe, remarks)
+    else:
+        check_known(dev, classes, name_of(recipe.dev))
+    return Sides(*_some(train, dev, recipe, remarks), *tally, remarks, classes)
+
+
+def _own_graded(recipe: Regress, folder: Path | None) -> Sides:
+    """The texts with scores that a recipe names, parted."""
+    train, dev, tally = _read(recipe, read_graded)
+    remarks = _lost(tally)
+    if dev is None:
+        train, dev = _hold_out(train, np.zeros(len(train), int), recipe, remarks)
+    return Sides(*_some(train, dev, recipe, remarks), *tally, remarks)
+
+
+def _classes(train: list[Labelled], recipe: Classify, counts: Counts) -> Classes:
+    """The classes of the rows; of a head that is trained on, those that it has, which the rows must keep to."""
+    where = name_of(recipe.train)
+    if recipe.past.continue_from is None:
+        return classes_of(train, where, drop=recipe.bad_rows == "skip", counts=counts)
+    names, multi = heads.labels_of(Path(recipe.past.continue_from))
+    many = Counter(label for row in train for label in row.labels)
+    known = Classes(names, tuple(many[name] for name in names), multi)
+    check_known(train, known, where, "the run that is continued", "embedtune fit classify learns all classes anew")
+    return known
 
 
 def _pooled(recipe: Any, train: list) -> tuple[Any, Path]:
@@ -138,9 +165,8 @@ class _Labels:
 Tally = tuple[Counts, Counts | None]
 
 
-def _read(recipe: Any, read: Callable[..., Any], note: Callable[[str], None]) -> tuple[list, list | None, Tally]:
+def _read(recipe: Any, read: Callable[..., Any]) -> tuple[list, list | None, Tally]:
     """Training rows, dev rows (None where none are named), and the tallies of both."""
-    note(f"reading {name_of(recipe.train)}")
     counts, columns = Counts(), parse_columns(recipe.columns)
     train = list(read(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
     if len(train) < FEWEST:
@@ -158,6 +184,9 @@ def _lost(tally: Tally) -> list[str]:
 
 def _joined(row: Labelled | Graded) -> str:
     return row.text if row.pair is None else f"{row.text}\n{row.pair}"
+
+
+KNOWN = Known(key=_joined, held=_joined)
 
 
 def _hold_out(rows: list, classes: np.ndarray, recipe: Any, remarks: list[str]) -> tuple[list, list]:
@@ -225,11 +254,10 @@ def _class_loss(
 
 
 def _ready(
-    recipe: Any, home: Path, loaded: Loaded, labels: _Labels, tally: Tally, remarks: list[str],
-    note: Callable[[str], None],
+    recipe: Any, home: Path, loaded: Loaded, labels: _Labels, sides: Sides, note: Callable[[str], None]
 ) -> Prepared:  # fmt: skip
     """The objective over both sides' token rows, its baselines, and all that the run's story needs."""
-    train, dev = labels.train, labels.dev
+    train, dev, remarks = labels.train, labels.dev, sides.remarks
     max_length = row_length(loaded, recipe.max_length)
     texts = ((row.text, row.pair) for row in (*train, *dev))
     tokens = tokenize_texts(texts, loaded.tokenizer, max_length, home / "data" / "texts")
@@ -252,9 +280,8 @@ def _ready(
     items = tuple(f"{Path(row.file).name}:{row.number}" for row in dev)
     baselines = {constant: labels.constant, "linear probe": probed}
     held = HeadDev(rows, labels.gold, items, labels.classes.names, labels.classes.multi, baselines)
-    counts, dev_counts = tally
     profile = {
-        **data_profile(recipe.train, counts, dev_counts),
+        **data_profile(recipe.train, sides.counts, sides.dev_counts),
         "train_rows": len(train),
         "dev_rows": len(dev),
         **labels.counted,
@@ -262,8 +289,8 @@ def _ready(
         **token_profile(tokens.lengths()),
     }
     resolved = dataclasses.replace(recipe, model=recipe.model or DEFAULT, max_length=max_length)
-    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts)
+    same = identity(loaded.folder, loaded.tokenizer, sides.counts, sides.dev_counts) | sides.identity()
     return Prepared(
         objective, resolved, model_name(recipe), max_length, profile, same, remarks, rate, labels.measure,
-        loaded.folder, held,
+        loaded.folder, held, sides.old,
     )  # fmt: skip

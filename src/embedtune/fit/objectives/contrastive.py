@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,19 +18,21 @@ from embedtune.data.columns import parse_columns
 from embedtune.data.divide import leaks, pair_groups
 from embedtune.data.pairs import Pair, read_pairs
 from embedtune.data.read import Counts
-from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
+from embedtune.data.retrieval import RetrievalSet, dev_folder, from_pairs, joined, part, read_beir
 from embedtune.encoder import load
 from embedtune.encoder.device import pick_device
 from embedtune.encoder.embedder import Trainable, load_trainable
 from embedtune.encoder.load import DEFAULT
 from embedtune.errors import UserError
-from embedtune.fit import ranking
+from embedtune.fit import past, ranking
 from embedtune.fit.batches import DistinctOrder
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.embedding import NONE, EmbeddingObjective
 from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts, row_length, set_prompts, tokens_of
 from embedtune.fit.order import batch_rows
+from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.nearest import unit
 from embedtune.recipes import Contrastive
 
 RATE = 2e-5  # peak learning rate, as most published recipes for models of these sizes
@@ -39,6 +40,13 @@ MEASURES = ["nDCG@10", "MRR@10", "recall@10", "accuracy@1"]  # of the dev data, 
 SCALES = {"cosine": 20.0, "dot": 1.0}
 HOLD, FILL = 1, 2  # what a key is for: which groups are held out, which texts fill the dev corpus
 FEWEST = 8
+KNOWN = Known(
+    key=lambda pair: f"{pair.anchor}\n{pair.positive}",
+    held=lambda pair: pair.anchor,
+    texts=lambda data: list(data.queries.values()),
+    part=part,
+    join=joined,
+)
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,10 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     folder = load.find(recipe.model or DEFAULT)
     opened = load_trainable(folder)
     note(f"reading {name_of(recipe.train)}")
-    counts, columns = Counts(), parse_columns(recipe.columns)
-    pairs = list(read_pairs(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
-    _check_pairs(pairs, recipe)
-    remarks = rows_lost(counts)
-    pairs, data, dev_counts = _dev_data(pairs, recipe, columns, remarks)
+    sides = past.sides(recipe, _own_sides, KNOWN)
+    pairs, data, remarks = sides.train, _searched(sides, recipe), sides.remarks
     prompts = set_prompts(opened.model, recipe.query_prompt, recipe.document_prompt)
-    texts, rows = Texts(), _columns(pairs)
+    texts, rows = Texts(), [[pair.anchor, pair.positive, *pair.negatives] for pair in pairs]
     cells = [[texts.number(ANCHOR if c == 0 else DOCUMENT, text) for c, text in enumerate(row)] for row in rows]
     table = np.full((len(cells), max(map(len, cells))), NONE)
     for number, row in enumerate(cells):
@@ -74,8 +79,9 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     chosen = _resolve_ranking(recipe.ranking, opened)
     guide = _guide_vectors(chosen, recipe, texts, note)
     opened.model.to(pick_device())
-    loss = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
-    order = _order(table, chosen.duplicates, recipe.loop, remarks)
+    plain = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
+    loss = ranking.with_length_penalty(plain, table, tokens, chosen.length_penalty)
+    order = _order(table, chosen, tokens.lengths(), recipe.loop, remarks)
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     measures = ["dev_loss", *(f"dev_{name}" for name in MEASURES)]
@@ -85,7 +91,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     )  # fmt: skip
     remarks += _remarks(opened, table, prompts)
     profile = {
-        **data_profile(recipe.train, counts, dev_counts),
+        **data_profile(recipe.train, sides.counts, sides.dev_counts),
         "pairs": len(table),
         "anchors": len(np.unique(table[:, 0])),
         "positives": len(np.unique(table[:, 1])),
@@ -99,22 +105,44 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
         recipe, model=recipe.model or DEFAULT, max_length=max_length, ranking=chosen,
         query_prompt=prompts[ANCHOR], document_prompt=prompts[DOCUMENT],
     )  # fmt: skip
-    same = identity(folder, opened.model.tokenizer, counts, dev_counts)
+    same = identity(folder, opened.model.tokenizer, sides.counts, sides.dev_counts) | sides.identity()
     if guide is not None:
         same["guide vectors"] = hashlib.sha256(guide.tobytes()).hexdigest()
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
-        f"dev_{MEASURES[0]}", folder, Dev(data, queries, corpus, chosen.similarity or "cosine"),
+        f"dev_{MEASURES[0]}", folder, Dev(data, queries, corpus, chosen.similarity or "cosine"), sides.old,
+        tuple(text for _, text in texts.numbers),
     )  # fmt: skip
 
 
+def _own_sides(recipe: Contrastive, folder: Path | None) -> Sides:
+    """The pairs that a recipe names, parted."""
+    counts, columns = Counts(), parse_columns(recipe.columns)
+    pairs = list(read_pairs(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+    _check_pairs(pairs, recipe)
+    remarks = rows_lost(counts)
+    pairs, data, dev_counts = _dev_data(pairs, recipe, columns, remarks)
+    return Sides(pairs, data, counts, dev_counts, remarks)
+
+
+def _searched(sides: Sides, recipe: Contrastive) -> RetrievalSet:
+    """What is scored on; where two runs' texts to search in came together, as many as for one."""
+    data: RetrievalSet = sides.dev
+    if not sides.old:
+        return data
+    found = bounded(data, len(data.queries), recipe.dev_corpus, [], recipe.loop.seed)
+    sides.remarks.append(found.remarks[-1])
+    return found
+
+
 def _order(
-    table: np.ndarray, duplicates: bool, loop: recipes.Loop, remarks: list[str]
+    table: np.ndarray, chosen: recipes.Ranking, lengths: np.ndarray, loop: recipes.Loop, remarks: list[str]
 ) -> Callable[[int], tuple[int, np.ndarray]]:
     """The rows of each step; what cannot stand in an epoch without meeting its like is said."""
-    if duplicates:
+    if chosen.duplicates and not chosen.like_lengths:
         return lambda step: batch_rows(step, loop.batch, len(table), loop.seed)
-    order = DistinctOrder(table[:, :2], loop.batch, loop.seed)
+    keys = np.repeat(np.arange(len(table))[:, None], 2, 1) if chosen.duplicates else table[:, :2]
+    order = DistinctOrder(keys, loop.batch, loop.seed, lengths[table[:, 1]] if chosen.like_lengths else None)
     if lost := order.left_out_of(0):
         remarks.append(
             f"{lost:,} of {len(table):,} pairs are left out of the first epoch, about as many others of each later "
@@ -134,10 +162,6 @@ def _check_pairs(pairs: list[Pair], recipe: Contrastive) -> None:
             where=name_of(recipe.train),
             fix="check --columns",
         )
-
-
-def _columns(pairs: list[Pair]) -> list[list[str]]:
-    return [[pair.anchor, pair.positive, *pair.negatives] for pair in pairs]
 
 
 def _dev_data(
@@ -162,7 +186,7 @@ def _dev_data(
         counts = None
     else:
         counts = Counts()
-        if folder := _dev_folder(recipe.dev):
+        if folder := dev_folder(recipe.dev):
             found = read_beir(*folder, bad_rows=recipe.bad_rows, counts=counts)
         else:
             dev_pairs = list(read_pairs(recipe.dev, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
@@ -176,20 +200,6 @@ def _dev_data(
         raise UserError(what, where="--dev", fix="give more pairs to score on, or more --dev-rows")
     remarks += dev.remarks
     return pairs, dev, counts
-
-
-def _dev_folder(dev: Any) -> tuple[str, str | None] | None:
-    """BEIR folder and split of FOLDER or FOLDER:SPLIT; None for data of another kind.
-
-    Training takes the judgements of `train`; where there is just one other split, scoring takes that.
-    """
-    path, _, split = str(dev).rpartition(":") if isinstance(dev, str | Path) else ("", "", "")
-    if path and is_beir(path):
-        return path, split
-    if not isinstance(dev, str | Path) or not is_beir(dev):
-        return None
-    splits = {file.name.split(".")[0] for file in (Path(dev) / "qrels").glob("*.tsv*")} - {"train"}
-    return str(dev), splits.pop() if len(splits) == 1 else None
 
 
 def held_out(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
@@ -285,7 +295,7 @@ def _guide_vectors(
         vectors = encoder.encode([text for r, text in texts.numbers if r == role], role)  # type: ignore[arg-type]
         if found is None:
             found = np.zeros((len(texts.numbers), vectors.shape[1]), np.float32)
-        found[numbers] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        found[numbers] = unit(vectors)
     return found
 
 

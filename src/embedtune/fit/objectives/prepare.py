@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,27 @@ import torch
 
 from embedtune import files
 from embedtune.data import split, vocabulary
+from embedtune.data.clean import text_hash
 from embedtune.data.columns import parse_columns
-from embedtune.data.read import Counts, read_texts
-from embedtune.data.tokens import Tokens, tokenize
+from embedtune.data.read import Counts, Row, read_texts
+from embedtune.data.tokens import Tokens, numbered, tokenize
 from embedtune.encoder import load, scratch
 from embedtune.encoder.device import pick_device
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.encoder.vocabulary import add_words
 from embedtune.errors import UserError
+from embedtune.fit import past
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.engine import total_steps
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
+from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import MLM
 
 COUNTED = 10_000_000  # tokens counted at once
 # Peak learning rates that did well on medical text and docstrings; published recipes use 5e-5 with a trained head.
 RATES = {"own head": 5e-5, "fresh head": 2e-4, "scratch": 5e-4}
+BARREN = "nothing in them that the tokenizer knows"
 HEAD_SHARE, MOST_HEAD_STEPS = 0.1, 300  # of the steps, a fresh head is trained alone this long
 
 
@@ -43,13 +48,9 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
         words = _grow_vocabulary(recipe, loaded, columns, remarks)
     max_length = _row_length(recipe, loaded)
     note(f"reading and tokenising {name_of(recipe.train)}")
-    counts, tokens = _tokens(recipe.train, recipe, columns, loaded, max_length, home / "data" / "train")
-    dev_counts, dev_tokens = None, tokens
-    if recipe.dev is not None:
-        dev_counts, dev_tokens = _tokens(recipe.dev, recipe, columns, loaded, max_length, home / "data" / "dev")
-        sides = _given_dev(tokens, dev_tokens, recipe.dev_rows, remarks)
-    else:
-        sides = _held_out(tokens, recipe, remarks)
+    read = _both_runs if recipe.past.continue_from else _read
+    text = read(recipe, loaded, max_length, home / "data", remarks)
+    counts, dev_counts, tokens, dev_tokens, sides = text.counts, text.dev_counts, text.tokens, text.dev, text.sides
     rate = recipe.mask_rate or (0.30 if loaded.model.config.model_type == "modernbert" else 0.15)
     head_steps = _head_steps(recipe, loaded, len(sides.train))
     if loaded.fresh:
@@ -61,7 +62,8 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     masker = Masker.of(loaded.tokenizer, recipe.whole_words)
     objective = MaskedLanguageModel(loaded, tokens, sides.train, dev_tokens, sides.dev, rate, recipe.loop.seed,
                                     head_steps, noise, masker, fresh)  # fmt: skip
-    remarks = [*_remarks(loaded, counts, tokens, head_steps, max_length), *remarks]
+    lost = counts.used - tokens.lines if text.old is None else 0  # else said already
+    remarks = [*_remarks(loaded, counts, tokens, head_steps, max_length, lost), *remarks]
     resolved = dataclasses.replace(
         recipe,
         model=recipe.model or (DEFAULT if not recipe.scratch else "bert"),
@@ -80,9 +82,79 @@ def prepare_mlm(recipe: MLM, home: Path, note: Callable[[str], None]) -> Prepare
     if words:
         profile["vocabulary"] = words
     rate = RATES["scratch" if recipe.scratch else "fresh head" if loaded.fresh else "own head"]
-    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts)
+    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts) | text.more
     return Prepared(objective, resolved, _model_name(resolved), max_length, profile, same, remarks, rate,
-                    measure="dev_loss", base=loaded.folder)  # fmt: skip
+                    measure="dev_loss", base=loaded.folder, old=text.old)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Text as token rows, and which of them are trained and scored on; `more` as `Sides` says it of all tasks."""
+
+    counts: Counts
+    dev_counts: Counts | None
+    tokens: Tokens
+    dev: Tokens
+    sides: split.Split
+    old: int | None = None
+    more: dict[str, str] = field(default_factory=dict)
+
+
+def _read(recipe: MLM, loaded: Loaded, max_length: int, home: Path, remarks: list[str]) -> _Text:
+    """The text that a recipe names, parted."""
+    columns = parse_columns(recipe.columns)
+    counts, tokens = _tokens(recipe.train, recipe, columns, loaded, max_length, home / "train")
+    if recipe.dev is None:
+        return _Text(counts, None, tokens, tokens, _held_out(tokens, recipe, remarks))
+    dev_counts, dev = _tokens(recipe.dev, recipe, columns, loaded, max_length, home / "dev")
+    return _Text(counts, dev_counts, tokens, dev, _given_dev(tokens, dev, recipe.dev_rows, remarks))
+
+
+def _both_runs(recipe: MLM, loaded: Loaded, max_length: int, home: Path, remarks: list[str]) -> _Text:
+    """The new text with a sample of the old, as rows of their own, and the dev rows of both.
+
+    Lines are what is drawn and left out, so both texts pass through memory.
+    """
+
+    def own(each: MLM, folder: Path | None) -> Sides:
+        """A line with a held-out chunk is held out whole."""
+        opened = loaded if folder is None else load.load_mlm(folder, each.loop.seed)
+        said: list[str] = []
+        place = home / (f"run-{text_hash(str(folder.resolve())):x}" if folder else "new")
+        text = _read(each, opened, _row_length(each, opened), place, said)
+        held = _lines_of(text.dev, text.sides.dev)
+        read = partial(read_texts, columns=parse_columns(each.columns), bad_rows=each.bad_rows)
+        dev = [row for row, line in numbered(read(each.train if each.dev is None else each.dev)) if line in held]
+        train = [row for row, line in numbered(read(each.train)) if each.dev is not None or line not in held]
+        return Sides(train, dev, text.counts, text.dev_counts, said)
+
+    both = past.sides(recipe, own, Known(key=_line, held=_line, join=_joined))
+    remarks += both.remarks
+    train, dev = (
+        tokenize(rows, loaded.tokenizer, max_length, home / name)
+        for name, rows in (("train", both.train), ("dev", both.dev))
+    )
+    if lost := len(both.train) + len(both.dev) - train.lines - dev.lines:
+        remarks.append(f"{lost:,} rows left out: {BARREN}")
+    whole = split.Split(np.arange(len(train)), np.arange(len(dev)), 0)
+    documents = {row.document for row in both.dev[: both.old]}
+    old = int(np.isin(dev.document, list(documents)).sum())
+    return _Text(both.counts, both.dev_counts, train, dev, whole, old, both.identity())
+
+
+def _line(row: Row) -> str:
+    return str(row.values["text"])
+
+
+def _lines_of(tokens: Tokens, rows: np.ndarray) -> set[tuple[int, int]]:
+    """(document, line) of these token rows."""
+    return set(zip(tokens.document[rows].tolist(), tokens.line[rows].tolist()))
+
+
+def _joined(old: list[Row], new: list[Row]) -> list[Row]:
+    """The rows of both, with other documents."""
+    first = max((row.document for row in old), default=-1) + 1
+    return [*old, *(dataclasses.replace(row, document=first + row.document) for row in new)]
 
 
 def _held_out(tokens: Tokens, recipe: MLM, remarks: list[str]) -> split.Split:
@@ -190,10 +262,10 @@ def _grow_vocabulary(recipe: MLM, loaded: Loaded, columns: dict[str, str], remar
     return {"added_words": added, "pieces_per_word_before": before, "pieces_per_word_after": after}
 
 
-def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, max_length: int) -> list[str]:
+def _remarks(loaded: Loaded, counts: Counts, tokens: Tokens, head_steps: int, max_length: int, lost: int) -> list[str]:
     out = rows_lost(counts)
-    if tokens.lines < counts.used:
-        out.append(f"{counts.used - tokens.lines:,} rows left out: nothing in them that the tokenizer knows")
+    if lost:
+        out.append(f"{lost:,} rows left out: {BARREN}")
     if tokens.chunked:
         out.append(f"{tokens.chunked:,} rows longer than {max_length} tokens were chunked, none cut")
     if loaded.fresh and head_steps:

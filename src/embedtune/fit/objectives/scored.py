@@ -23,12 +23,13 @@ from embedtune.encoder.device import pick_device
 from embedtune.encoder.embedder import load_trainable
 from embedtune.encoder.load import DEFAULT
 from embedtune.errors import UserError, short_list
-from embedtune.fit import ranking
+from embedtune.fit import past, ranking
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.objectives.contrastive import FEWEST, held_out
 from embedtune.fit.objectives.embedding import EmbeddingObjective
 from embedtune.fit.objectives.texts import Texts, row_length
 from embedtune.fit.order import batch_rows
+from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Scored
 
@@ -37,6 +38,7 @@ MEASURES = ["spearman", "pearson"]
 TEXT = "text"  # both sides are of one kind: the model's default prompt, if it has one
 PSEUDO = 3  # what a key is for
 FEWEST_DEV = 3
+DRAWN = "the scores were drawn"
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,10 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     folder = load.find(recipe.model or DEFAULT)
     opened = load_trainable(folder)
     note(f"reading {name_of(recipe.train)}")
-    counts, columns = Counts(), parse_columns(recipe.columns)
-    pairs = list(read_scored(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
-    if len(pairs) < FEWEST:
-        raise UserError(f"has {len(pairs)} pair(s): too few to learn from", where=name_of(recipe.train))
-    remarks = rows_lost(counts)
-    drawn = pairs[0].score is None
-    pairs = _with_scores(pairs, recipe, remarks)
-    pairs, dev, dev_counts = _dev_pairs(pairs, recipe, columns, remarks)
+    sides = past.sides(recipe, _own_sides, KNOWN)
+    pairs, dev, remarks = sides.train, sides.dev, sides.remarks
     # Scores that were drawn are on a scale of their own; else both files are on the same.
-    apart = drawn and recipe.dev is not None
+    apart = sides.about == DRAWN and recipe.dev is not None
     low, high = _range(pairs if apart else [*pairs, *dev], recipe.low, recipe.high)
     ends = _range(dev, None, None) if apart else (low, high)
     prompt = opened.model.prompts.get(opened.model.default_prompt_name or "") or ""
@@ -81,7 +77,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     loss = _loss(recipe, int(opened.model.get_embedding_dimension()), labels)
-    loop = recipe.loop
+    loss, loop = ranking.with_length_penalty(loss, table, tokens, recipe.length_penalty), recipe.loop
     objective = EmbeddingObjective(
         opened.model, tokens, table, loss, lambda step: batch_rows(step, loop.batch, len(table), loop.seed), noise,
         ["dev_loss", *(f"dev_{name}" for name in MEASURES)], opened.padded,
@@ -90,12 +86,10 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     if opened.padded:
         remarks.append(f"this architecture runs padded, sorted by length: {opened.padded}")
     profile = {
-        **data_profile(recipe.train, counts, dev_counts),
+        **data_profile(recipe.train, sides.counts, sides.dev_counts),
         "pairs": len(pairs),
         "dev_pairs": len(dev),
-        "score_low": low,
-        "score_high": high,
-        "score_mean": float(np.mean([p.score or 0.0 for p in pairs])),
+        **{"score_low": low, "score_high": high, "score_mean": float(np.mean([p.score or 0.0 for p in pairs]))},
         "cut_texts": tokens.chunked,
         **token_profile(tokens.lengths()),
     }
@@ -103,11 +97,24 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
         recipe, model=recipe.model or DEFAULT, max_length=max_length, low=float(low), high=float(high)
     )
     gold = np.array([_scaled(p.score or 0.0, *ends) for p in dev])
-    same = identity(folder, opened.model.tokenizer, counts, dev_counts)
+    same = identity(folder, opened.model.tokenizer, sides.counts, sides.dev_counts) | sides.identity()
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
-        f"dev_{MEASURES[0]}", folder, ScoredDev(dev, left_right[:, 0], left_right[:, 1], gold),
+        f"dev_{MEASURES[0]}", folder, ScoredDev(dev, left_right[:, 0], left_right[:, 1], gold), sides.old,
+        tuple(text for _, text in texts.numbers),
     )  # fmt: skip
+
+
+def _own_sides(recipe: Scored, folder: Path | None) -> Sides:
+    """The pairs that a recipe names, with scores, parted."""
+    counts, columns = Counts(), parse_columns(recipe.columns)
+    pairs = list(read_scored(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
+    if len(pairs) < FEWEST:
+        raise UserError(f"has {len(pairs)} pair(s): too few to learn from", where=name_of(recipe.train))
+    remarks, about = rows_lost(counts), DRAWN if pairs[0].score is None else None
+    pairs = _with_scores(pairs, recipe, remarks)
+    pairs, dev, dev_counts = _dev_pairs(pairs, recipe, columns, remarks)
+    return Sides(pairs, dev, counts, dev_counts, remarks, about)
 
 
 def _with_scores(pairs: list[ScoredPair], recipe: Scored, remarks: list[str]) -> list[ScoredPair]:
@@ -184,10 +191,14 @@ def _dev_pairs(
     return train, dev, counts
 
 
+def _either_way(pair: ScoredPair) -> str:
+    """Both texts of a pair, whichever comes first."""
+    return "\n".join(sorted((pair.sentence1, pair.sentence2)))
+
+
 def _refuse_leaks(pairs: list[ScoredPair], dev: list[ScoredPair], recipe: Scored, remarks: list[str]) -> None:
     """Dev pairs that training has too, either way round, are an error."""
-    train_sides, dev_sides = (["\n".join(sorted((p.sentence1, p.sentence2))) for p in side] for side in (pairs, dev))
-    found = leaks(train_sides, dev_sides)
+    found = leaks(map(_either_way, pairs), map(_either_way, dev))
     if not found.exact and not found.near:
         return
     what = f"{found.exact:,} of {len(dev):,} dev pairs stand in the training data too, {found.near:,} nearly"
@@ -209,3 +220,6 @@ def _loss(recipe: Scored, dimension: int, labels: Tensor) -> Callable[[Tensor, n
         return loss(columns, labels[torch.from_numpy(rows)].to(vectors.device))
 
     return applied
+
+
+KNOWN = Known(key=_either_way, held=_either_way)

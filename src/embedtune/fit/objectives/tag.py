@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from embedtune.data.words import WordRows, word_rows
 from embedtune.encoder import heads, load
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.errors import UserError, short_list
-from embedtune.fit import probe
+from embedtune.fit import past, probe
 from embedtune.fit.objectives.heads import HeadObjective
 from embedtune.fit.objectives.labelled import (
     FEWEST,
@@ -36,6 +35,7 @@ from embedtune.fit.objectives.labelled import (
     say_leaks,
     start_at_probe,
 )
+from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
 from embedtune.recipes import Tag
 
@@ -46,9 +46,9 @@ OUTSIDE = "O"
 def prepare_tag(recipe: Tag, home: Path, note: Callable[[str], None]) -> Prepared:
     """Everything before the first step; `home` receives the folder of what is kept of each scoring."""
     files.make_folder(home / "data")
-    train, dev, tally, remarks = _read(recipe, note)
-    tags = sorted({tag for row in train for tag in row.tags} - {OUTSIDE})
-    names = (OUTSIDE, *tags)
+    note(f"reading {name_of(recipe.train)}")
+    sides = past.sides(recipe, _own_sides, KNOWN)
+    train, dev, names, remarks = sides.train, sides.dev, sides.about, sides.remarks
     number = {tag: place for place, tag in enumerate(names)}
     loaded = heads.load_head(load.find(recipe.model or DEFAULT), heads.TOKEN, recipe.loop.seed, names)
     max_length = row_length(loaded, recipe.max_length)
@@ -65,9 +65,8 @@ def prepare_tag(recipe: Tag, home: Path, note: Callable[[str], None]) -> Prepare
     )  # fmt: skip
     note("fitting the linear probe, the baseline to beat")
     held = _dev(objective, rows, targets, names, dev, len(train), recipe)
-    counts, dev_counts = tally
     profile = {
-        **data_profile(recipe.train, counts, dev_counts),
+        **data_profile(recipe.train, sides.counts, sides.dev_counts),
         "train_rows": len(train),
         "dev_rows": len(dev),
         "tags": len(names),
@@ -76,16 +75,29 @@ def prepare_tag(recipe: Tag, home: Path, note: Callable[[str], None]) -> Prepare
         **token_profile(objective.tokens.lengths()),
     }
     resolved = dataclasses.replace(recipe, model=recipe.model or DEFAULT, max_length=max_length)
-    same = identity(loaded.folder, loaded.tokenizer, counts, dev_counts)
+    same = identity(loaded.folder, loaded.tokenizer, sides.counts, sides.dev_counts) | sides.identity()
     return Prepared(
         objective, resolved, model_name(recipe), max_length, profile, same, remarks, rate, "dev_F1",
-        loaded.folder, held,
+        loaded.folder, held, sides.old,
     )  # fmt: skip
 
 
-def _read(recipe: Tag, note: Callable[[str], None]) -> tuple[list[Tagged], list[Tagged], Any, list[str]]:
+def _own_sides(recipe: Tag, folder: Path | None) -> Sides:
+    """The sentences that a recipe names, parted, and all their tags; of a head that is trained on, those it has."""
+    train, dev, tally, remarks = _read(recipe)
+    names = (OUTSIDE, *sorted({tag for row in train for tag in row.tags} - {OUTSIDE}))
+    if recipe.past.continue_from is not None:
+        known = heads.labels_of(Path(recipe.past.continue_from))[0]
+        if unknown := [tag for tag in names if tag not in known]:
+            what = f"has tags that the run that is continued does not have: {short_list(unknown)}"
+            fix = "mend the tags; embedtune fit tag learns all tags anew"
+            raise UserError(what, where=name_of(recipe.train), fix=fix)
+        names = known
+    return Sides(train, dev, *tally, remarks, names)
+
+
+def _read(recipe: Tag) -> tuple[list[Tagged], list[Tagged], tuple[Counts, Counts | None], list[str]]:
     """Sentences to train and to score on, as BIO, the tallies of both, and what was lost on the way."""
-    note(f"reading {name_of(recipe.train)}")
     counts, dev_counts, columns = Counts(), None, parse_columns(recipe.columns)
     train = list(read_tagged(recipe.train, columns=columns, bad_rows=recipe.bad_rows, counts=counts))
     if len(train) < FEWEST:
@@ -126,6 +138,13 @@ def _read(recipe: Tag, note: Callable[[str], None]) -> tuple[list[Tagged], list[
         raise UserError(f"{len(scored)} sentence(s) to score on: an interval needs at least two", where="--dev")
     say_leaks([" ".join(row.tokens) for row in some], [" ".join(row.tokens) for row in scored], remarks)
     return some, scored, (counts, dev_counts), remarks
+
+
+def _sentence(row: Tagged) -> str:
+    return " ".join(row.tokens)
+
+
+KNOWN = Known(key=_sentence, held=_sentence)
 
 
 def _hold_out(rows: list[Tagged], recipe: Tag, remarks: list[str]) -> tuple[list[Tagged], list[Tagged]]:
