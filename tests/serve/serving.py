@@ -13,6 +13,7 @@ from embedtune.serve.app import Service, make_app
 from embedtune.serve.batcher import Answer, BadIds, Limits, NotFinite
 from embedtune.serve.guard import Guard
 from embedtune.serve.listen import make_server
+from embedtune.serve.model import open_served
 from embedtune.serve.worker import guarded
 
 
@@ -93,6 +94,13 @@ async def serving(model, key=None, **limits):
             await asyncio.sleep(0.005)
         yield Client(Guard(app, key, service.busy)), service
         model.gate.set()
+
+
+def in_process(name, precision, batch_tokens):
+    """A model without a process of its own, in place of open_remote: tests of what is around it start sooner."""
+    served = open_served(name, precision, batch_tokens)
+    object.__setattr__(served, "close", lambda: None)
+    return served
 
 
 def free_port():

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from serving import Client  # noqa: E402
+from serving import Client, in_process  # noqa: E402
 
 from embedtune.data.pairs import read_pairs  # noqa: E402
 from embedtune.errors import UserError  # noqa: E402
@@ -19,6 +19,11 @@ from embedtune.serve.shelf import PASSAGE, flat, open_all, passages  # noqa: E40
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 WORDS = ["bade", "fima", "lora"]
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch):
+    monkeypatch.setattr("embedtune.serve.shelf.open_remote", in_process)
 
 
 def records(count=40):
