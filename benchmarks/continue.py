@@ -62,11 +62,12 @@ def main() -> None:
     """Train, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="banking77", choices=["banking77", "medquad"])
+    parser.add_argument("--own-dev", action="store_true", help="banking77: dev rows of the frequent intents alone")
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--epochs", type=float, help="default: 4 and 2")
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="continue-"))
-    first, measure, judged = (of_banking if args.data == "banking77" else of_medquad)(work)
+    first, measure, judged = (of_banking if args.data == "banking77" else of_medquad)(work, args.own_dev)
     loop = dataclasses.replace(first.loop, lr=args.lr, epochs=args.epochs or first.loop.epochs)
     first = dataclasses.replace(first, loop=loop)
     write_rows(work / "both.jsonl", [row for kind in KINDS for row in lines(work / f"{kind}.jsonl")])
@@ -98,7 +99,7 @@ def on(old: Path, work: Path, replay: float) -> Any:
     return continued(old, str(work / "new.jsonl"), replay=replay)
 
 
-def of_medquad(work: Path) -> tuple[Any, str, Judge]:
+def of_medquad(work: Path, own_dev: bool) -> tuple[Any, str, Judge]:
     """Questions and answers of two sources: the recipe for the old, the measure, and how a folder is judged."""
     tests: dict[str, RetrievalSet] = {}
     for kind, (source, most) in {"old": ("GHR", 800), "new": ("CancerGov", 400)}.items():
@@ -111,8 +112,12 @@ def of_medquad(work: Path) -> tuple[Any, str, Judge]:
     return recipe, MEASURE, lambda folder, kind: judge_retrieval(open_encoder(str(folder)), tests[kind], [MEASURE])[0]
 
 
-def of_banking(work: Path) -> tuple[Any, str, Judge]:
-    """Questions to a bank: of 39 intents the old rows have 10 each, of the others 3 each; the new have 10 of these."""
+def of_banking(work: Path, own_dev: bool) -> tuple[Any, str, Judge]:
+    """Questions to a bank: of 39 intents the old rows have 10 each, of the others 2 each; the new have 10 of these.
+
+    With `own_dev` the old dev rows are 5 of each of the 39; else one of each intent, in which what the new intents gain
+    hides what the others lose.
+    """
     sides: dict[str, Rows] = {"old": [], "new": []}
     rows: dict[str, Rows] = {}
     for row in read_rows(DATA / "banking77" / "train.csv"):
@@ -122,8 +127,8 @@ def of_banking(work: Path) -> tuple[Any, str, Judge]:
     names = sorted(rows)
     rare = set(names[1::2])
     for name in names:
-        sides["old"] += rows[name][: 3 if name in rare else 10]
-        sides["new"] += rows[name][3:13] if name in rare else []
+        sides["old"] += rows[name][: 2 if name in rare else 10]
+        sides["new"] += rows[name][2:12] if name in rare else []
     tests: dict[str, list[Labelled]] = {"old": [], "new": []}
     for text in read_labelled(DATA / "banking77" / "test.csv", columns={"label": "category"}):
         tests["new" if text.labels[0] in rare else "old"].append(text)
@@ -134,7 +139,11 @@ def of_banking(work: Path) -> tuple[Any, str, Judge]:
     def judged(folder: Path, kind: str) -> Any:
         return judge_classifier(heads.open_head(folder)[0], tests[kind], kind, str(folder))
 
-    return Classify(train=str(work / "old.jsonl"), loop=Loop(epochs=4, eval_steps=10)), "accuracy", judged
+    dev = None
+    if own_dev:
+        dev = str(work / "dev.jsonl")
+        write_rows(Path(dev), [row for name in names if name not in rare for row in rows[name][20:25]])
+    return Classify(train=str(work / "old.jsonl"), dev=dev, loop=Loop(epochs=4, eval_steps=10)), "accuracy", judged
 
 
 def lines(path: Path) -> Rows:

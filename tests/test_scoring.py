@@ -44,7 +44,7 @@ def retrieval(seed=0, queries=9, texts=20, most=3, size=8):
 
 def scorer(tmp_path, task, vectors, dev, ranking=None):
     recipe = Contrastive(ranking=ranking or Ranking(scale=20.0))
-    return Scorer(SimpleNamespace(objective=Fake(vectors), dev=dev, recipe=recipe), task, tmp_path)
+    return Scorer(SimpleNamespace(objective=Fake(vectors), dev=dev, recipe=recipe, old=None), task, tmp_path)
 
 
 @pytest.fixture
@@ -190,7 +190,8 @@ def test_the_difference_is_the_paired_one_of_what_was_kept(tmp_path_factory, see
 
 def test_masked_language_models_are_compared_by_their_rows(home):
     rows = {0: np.array([[4.0, 2], [3, 1], [2, 2]]), 7: np.array([[3.0, 2], [2, 1], [2, 2]])}
-    made = Scorer(SimpleNamespace(objective=SimpleNamespace(dev_groups=lambda: np.array([0, 0, 1]))), "mlm", home)
+    objective = SimpleNamespace(dev_groups=lambda: np.array([0, 0, 1]))
+    made = Scorer(SimpleNamespace(objective=objective, old=None), "mlm", home)
     assert made.main == "dev_loss"
     for step, values in rows.items():
         made.prepared.objective.score = lambda: {"dev_loss": 1.0}
@@ -209,3 +210,19 @@ def test_what_is_kept_is_whole_or_not_there(home, monkeypatch):
     with pytest.raises(Exception, match="No space left"):
         made(1)
     assert made.report(1).as_dict() == before
+
+
+def test_a_run_that_goes_on_is_scored_on_both_sides(home):
+    """Each side by itself, the mean of both whatever their sizes, and a verdict that one side alone can spoil."""
+    objective = SimpleNamespace(dev_groups=lambda: np.arange(100), score=lambda: {"dev_loss": 1.0})
+    made = Scorer(SimpleNamespace(objective=objective, old=90), "mlm", home)
+    noise = np.random.default_rng(0).normal(0, 0.1, 100)
+    for step, (old, new) in {0: (2.0, 3.0), 1: (2.0, 1.0), 2: (2.5, 1.0)}.items():
+        objective.row_losses = np.stack([np.repeat([old, new], [90, 10]) + noise, np.ones(100)], axis=1)
+        rows = objective.row_losses[:, 0]
+        sides = {"dev_old_loss": rows[:90].mean(), "dev_new_loss": rows[90:].mean()}
+        assert made(step) == pytest.approx({"dev_loss": 1.0, **sides, "dev_sides_loss": sum(sides.values()) / 2})
+    found = made.verdict(0, 1)
+    assert found["word"] == "WIN" and found["sides"]["old"]["value"] == 0
+    assert found["sides"]["new"]["items"] == 10 and found["sides"]["new"]["high"] < 0
+    assert made.verdict(0, 2)["word"] == "REGRESSION" and made.verdict(0, 0) == {"sides": None, "word": None}
