@@ -45,6 +45,7 @@ IMPORTS = {
     "parts": None,
     "parts_labels": None,
     "average": None,
+    "finish": None,
     "tune": None,
     "trials": None,
     "track": {"errors", "fit"},
@@ -274,7 +275,10 @@ def test_dependencies_have_their_floors_and_pins():
     extras = project["optional-dependencies"]
     wanted = [
         need
-        for extra in ("offline", "hub", "hosted", "search", "ann", "dev", "parity", "bench")
+        for extra in (
+            *("offline", "hub", "hosted", "search", "ann", "postgres", "ray", "onnx", "openvino", "static"),
+            *("dev", "parity", "bench"),
+        )
         for need in extras[extra]
     ]
     named = {re.match(r"[\w-]+", need)[0] for need in [*project["dependencies"], *wanted]} - {"embedtune"}

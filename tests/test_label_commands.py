@@ -133,7 +133,10 @@ def test_judge_measures_heads_and_compares_them(place, capsys, tmp_path, name, m
     kind = {name: kind for kind, name in KINDS}[name]
     worse = tmp_path / "worse"
     loop = Loop(max_steps=1, lr=1e-6, batch=8, precision="fp32")
-    finetune(kind(train=str(place / f"{name}.jsonl"), model=str(tiny_model(BASES[name])), loop=loop), worse)
+    rows = [json.loads(line) for line in (place / f"{name}.jsonl").read_text().splitlines()]
+    if name == "labels":  # a linear probe knows these by heart: so let the worse one have learned others
+        rows = [{**row, "label": other["label"]} for row, other in zip(rows, [*rows[1:], rows[0]])]
+    finetune(kind(train=rows, model=str(tiny_model(BASES[name])), loop=loop), worse)
     data, saved = place / f"{name}.jsonl", tmp_path / "j.json"
     code, out, _ = run(capsys, "judge", worse, place / name, "--data", data, "--out", saved)
     assert code == 0 and f": WIN ({measure})" in out and "95 % interval" in out

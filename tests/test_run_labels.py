@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,9 @@ def test_a_run_leaves_a_model_a_verdict_and_a_report(place, kind, task):
     assert ("scatter-" in page) == (kind == "graded")
     left = {path.name for path in (place / "out").iterdir()}
     assert {"report.html", "recipe.toml", "scores.json", "run.json", "README.md", "log.jsonl", "config.json"} <= left
+    card = (place / "out" / "README.md").read_text()
+    assert f"# {story['title']}\n" in card and story["verdict"]["sentence"] in card
+    assert story["model"] == "base" or (story["recipe"].strip() in card and "out.running" not in card)
     assert not (place / "out.running").exists() and json.loads((place / "out" / "scores.json").read_text())
     assert (kind == "graded") == (not story["classes"])
     kind_of = "token-classification" if task == "tag" else "text-classification"
@@ -255,7 +259,7 @@ def test_with_few_rows_the_encoder_is_tuned_on_pairs_first_and_then_the_head_alo
     def watched(recipe, out, **more):
         done = inner(recipe, out, **more)
         if isinstance(recipe, Scored):
-            rows = [json.loads(line) for line in open(recipe.train)]
+            rows = [json.loads(line) for line in Path(recipe.train).read_text().splitlines()]
             adapted.update(weights=weights(done.folder), scores={row["score"] for row in rows}, rows=len(rows))
         return done
 

@@ -29,6 +29,7 @@ _PLACES = {
     "Hit": "embedtune.search.index",
     "remove_length_direction": "embedtune.refine.length",
     "Eraser": "embedtune.refine.sidecar",
+    "Oracle": "embedtune.refine.told",
 }
 __all__ = [
     "MLM",
@@ -39,6 +40,7 @@ __all__ = [
     "Hit",
     "Index",
     "Loop",
+    "Oracle",
     "Past",
     "Ranking",
     "Regress",

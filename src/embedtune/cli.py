@@ -12,13 +12,13 @@ from contextlib import suppress
 from typing import Any
 
 from embedtune import __version__
-from embedtune.commands import augment, bias, data, embed, fit, judge, predict, refine, search, serve, whole
+from embedtune.commands import augment, bias, data, embed, export, fit, judge, predict, refine, search, serve, whole
 from embedtune.commands.shape import Command
 from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, UserError, did_you_mean
 
 COMMANDS: dict[str, Command] = {
     **whole.COMMANDS, **data.COMMANDS, **augment.COMMANDS, **fit.COMMANDS, **judge.COMMANDS, **predict.COMMANDS,
-    **refine.COMMANDS, **bias.COMMANDS, **embed.COMMANDS, **search.COMMANDS, **serve.COMMANDS,
+    **refine.COMMANDS, **bias.COMMANDS, **export.COMMANDS, **embed.COMMANDS, **search.COMMANDS, **serve.COMMANDS,
 }  # fmt: skip
 
 

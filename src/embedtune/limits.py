@@ -63,6 +63,10 @@ def _past_needs(recipe: Any) -> list[Need]:
     other = past.continue_from is not None and recipe.model not in (None, past.continue_from)
     return [
         (0 <= past.replay < math.inf, f"replay must not be negative, and finite, not {past.replay}"),
+        (
+            past.continue_from is not None or past.replay == recipes.Past().replay,
+            "replay is for a run that goes on: name it by continue_from",
+        ),
         (not other, "model and continue_from exclude each other: a run goes on from the model of the run before"),
         (
             past.continue_from is None or not getattr(recipe, "scratch", False),
@@ -92,6 +96,7 @@ def _contrastive_needs(recipe: recipes.Contrastive) -> list[Need]:
         *_dims_needs(ranking.dims),
         (ranking.scale is None or 0 < ranking.scale < math.inf, f"scale must be positive, not {ranking.scale}"),
         (0 <= ranking.guide_margin < 2, f"guide_margin must lie between 0 and 2, not {ranking.guide_margin}"),
+        _penalty_need(ranking.length_penalty),
         (
             recipe.train_length is None or recipe.train_length >= 3,
             f"train_length must be at least 3, not {recipe.train_length}",
@@ -107,6 +112,7 @@ def _contrastive_needs(recipe: recipes.Contrastive) -> list[Need]:
 def _scored_needs(recipe: recipes.Scored) -> list[Need]:
     return [
         *_dims_needs(recipe.dims),
+        _penalty_need(recipe.length_penalty),
         (
             recipe.loop.batch >= 2,
             f"batch must be at least 2: scores are learned by comparison; not {recipe.loop.batch}",
@@ -138,6 +144,10 @@ def _run_needs(recipe: recipes.Run) -> list[Need]:
         *_dims_needs(recipe.dims),
         (recipe.negatives >= 0, f"negatives must not be negative, not {recipe.negatives}"),
     ]
+
+
+def _penalty_need(weight: float) -> Need:
+    return 0 <= weight < math.inf, f"length_penalty must not be negative, and finite, not {weight}"
 
 
 def _dims_needs(dims: tuple[int, ...]) -> list[Need]:

@@ -45,9 +45,14 @@ class Unit:
         return self.vectors.shape[0], min(self.dim or self.vectors.shape[1], self.vectors.shape[1])
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        cut = np.asarray(self.vectors[rows], np.float32)[..., : self.dim]
-        length = np.linalg.norm(cut, axis=-1, keepdims=True)
-        return cut / np.where(length > 0, length, 1)
+        return unit(np.asarray(self.vectors[rows], np.float32)[..., : self.dim])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Rows (n, D) of length one, of the type that they had; a zero row stays zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    out: np.ndarray = vectors / np.where(length > 0, length, 1)
+    return out
 
 
 def top_k(

@@ -139,6 +139,10 @@ class Ranking:
     guide_margin: float = 0.0
     # Let rows that share an anchor or a positive stand in one batch (they are masked, never negatives).
     duplicates: bool = False
+    # Fill batches with positives of like length, so that length tells no negative of the batch from the positive.
+    like_lengths: bool = False
+    # Weight of the covariance of vectors and text length in the loss; above 0 length is also erased from the result.
+    length_penalty: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +211,8 @@ class Scored:
     pseudo_mean: float = 0.9
     # ... with this standard deviation.
     pseudo_spread: float = 0.02
+    # Weight of the covariance of vectors and text length in the loss; above 0 length is also erased from the result.
+    length_penalty: float = 0.0
     # Pairs held out for scoring, at most a tenth of the data.
     dev_rows: int = 1000
     # Let pairs of the dev data stand in the training data too.
@@ -365,3 +371,8 @@ RECIPES: dict[str, type] = {
 def task_of(recipe: Any) -> str:
     """The task's name of a recipe, the word after `embedtune fit`."""
     return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+
+
+def length_penalty(recipe: Any) -> float:
+    """The weight of the penalty on length; 0 for recipes that have none."""
+    return float(getattr(getattr(recipe, "ranking", recipe), "length_penalty", 0.0))

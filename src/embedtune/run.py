@@ -112,6 +112,17 @@ def _same_as_before(home: Path, start: dict[str, Any]) -> None:
         raise UserError(what, fix="put it back, or start anew with --discard")
 
 
+def _card(tuned: Path, story: dict[str, Any]) -> str:
+    """The card that the tuning left, with the title, the verdict and the recipe of the run."""
+    text = (tuned / "README.md").read_text(encoding="utf-8")
+    title = next(line for line in text.splitlines() if line.startswith("# "))
+    on_dev = files.read_json(tuned / "scores.json")["verdict"]
+    text = text.replace(title, f"# {story['title']}", 1)
+    text = text.replace(on_dev, f"{story['verdict']['sentence']}\n\nOn the rows that chose the best step: {on_dev}", 1)
+    text = text.replace(f"`{schema.read_toml(tuned / 'recipe.toml')['model']}`", f"`{story['base']}`", 1)
+    return text.replace((tuned / "recipe.toml").read_text(encoding="utf-8").strip(), story["recipe"].strip(), 1)
+
+
 def _publish(story: dict[str, Any], save_base: Callable[[Path], None], home: Path, out: Path) -> Ended:
     """The kept model with its report becomes `out` by one rename; then what only the run needed goes."""
     from embedtune.judge.page import page
@@ -120,6 +131,7 @@ def _publish(story: dict[str, Any], save_base: Callable[[Path], None], home: Pat
     shutil.rmtree(kept, ignore_errors=True)
     if story["model"] == "tuned":
         files.copy_folder(home / "tuned", kept)
+        files.write_text(kept / "README.md", _card(kept, story))
     else:
         files.make_folder(kept)
         save_base(kept)

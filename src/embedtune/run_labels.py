@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from embedtune import files, schema, tune
+from embedtune.data.label_check import FEW_A_CLASS
 from embedtune.recipes import RECIPES, Loop, Run, Scored
 
 EXAMPLES = 5  # rows that changed, each way
 CONFUSED = 10  # mistakes that are listed
 PROBE, START, TUNED = "linear probe", "start", "tuned"
 MAIN = {"classify": "F1", "regress": "spearman", "tag": "F1"}
-FEW = 16  # rows of a class in the middle: at most so many, and pairs are tuned on first (benchmarks/few_labels.py)
 ROUNDS, MOST_PAIRS, LEAST_STEPS = 10, 6_400, 100  # of pairs for each row; in all, or one round; and of tuning on them
 UNCHANGED = "The base encoder, unchanged, and a head fitted on it as a linear probe."
 
@@ -49,11 +49,11 @@ def _few(found: Any) -> str | None:
     if found.task != "classify" or isinstance(found.train[0]["label"], list) or "text_pair" in found.train[0]:
         return None
     middle = float(np.median(list(Counter(row["label"] for row in found.train).values())))
-    if middle > FEW:
+    if middle > FEW_A_CLASS:
         return None
     return (
-        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, which was the "
-        "best of four ways with so few (docs/labels.md)"
+        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, "
+        "which was the best of four ways with so few (docs/labels.md)"
     )
 
 

@@ -85,9 +85,11 @@ def finetune(
 
 
 def _check_recipe(recipe: Any, out: Path) -> None:
+    from embedtune.fit.past import chain
+
     found = limits.problems(recipe)
-    if recipe.past.continue_from and Path(recipe.past.continue_from).resolve() == out.resolve():
-        found.append("continue_from is the folder that this run would replace: give another --out")
+    if out.resolve() in chain(recipe):
+        found.append("the run goes on from the folder that it would replace, or that one did: give another --out")
     if isinstance(recipe.train, str | Path) and not str(recipe.train):
         found.insert(0, "no training data is named")
     if found:
@@ -166,7 +168,7 @@ def prepare(recipe: Any, home: Path, note: Any) -> Any:
 
 
 def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
-    from embedtune import plots
+    from embedtune import finish, plots
     from embedtune.fit.derive import resolve
     from embedtune.fit.engine import read_log, train
     from embedtune.fit.merge import set_average, weights
@@ -201,56 +203,28 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     listener.note(f"training ended: {outcome.why}")
     scores = scores_of(home, scorer, outcome.best_step, loop.measure or "")
     if getattr(recipe, "merge", "none") == "auto":
-        _average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+        finish.average(scores, scorer, outcome.best_step, loop.measure or "", listener)
     if scores.get("sides") and scores["word"] == "REGRESSION":
         set_average(objective.model, before, before, 0.0)  # what got worse is not handed out
+        scores |= {"refused": scores["tuned"], "tuned": scores["baseline"]}
+    erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(recipe) else None
     scores["verdict"] = card.verdict(scores)
     objective.save(home)
-    draw_answers(scorer, outcome.best_step, home, title)
+    if erased:
+        erased(home)
+    draw_answers(scorer, 0 if "refused" in scores else outcome.best_step, home, title)
     files.write_json(home / "scores.json", scores)
     facts = [
         *prepared.remarks,
         f"training ended after step {outcome.state.step:,}: {outcome.why}",
         *outcome.state.events,
         *card.averaging(scores),
+        *scores.get("erasure", []),
     ]
     about = card.About(task, title, str(final.model), scores, prepared.profile, facts, schema.to_toml(final))
     files.write_text(home / "README.md", card.markdown(about))
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
     return _publish(home, out)
-
-
-def _average(scores: dict[str, Any], scorer: Any, best_step: int, measure: str, listener: Any) -> None:
-    """Average the best weights with the base, the coefficient chosen on dev; the scores become those of the result."""
-    from embedtune.fit import merge
-    from embedtune.fit.engine import better
-
-    if best_step == 0:
-        return
-    model, found = scorer.prepared.objective.model, {}
-    base = merge.base_weights(scorer.prepared.base, merge.weights(model))
-
-    def score(coefficient: float) -> float:
-        found[coefficient] = scorer(f"average-{coefficient:g}")
-        listener.note(
-            f"averaged {coefficient:g} with the base: {measure.replace('_', ' ')} {found[coefficient][measure]:.4f}"
-        )
-        return found[coefficient][measure]
-
-    ends = (scores["baseline"][measure], scores["tuned"][measure])
-    chosen, tried = merge.choose(model, base, score, lambda a, b: better(measure, a, b), ends)
-    scores["averaging"] = {
-        "coefficient": chosen,
-        "tried": {f"{k:g}": v for k, v in tried.items()},
-        "last": scores["tuned"],
-    }
-    if chosen in found:
-        scores["tuned"] = found[chosen]
-        scores["difference"] = dataclasses.asdict(scorer.difference(0, f"average-{chosen:g}"))
-        scores |= scorer.verdict(0, f"average-{chosen:g}")
-    elif chosen == 0:
-        scores["tuned"], scores["difference"] = scores["baseline"], None
-        scores |= scorer.verdict(0, 0)
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:

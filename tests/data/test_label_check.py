@@ -80,10 +80,17 @@ def test_imbalance():
     text = said(found)
     assert "'a' has 11 times as many rows as 'b' (110 and 10)" in text and "92% of the rows are 'a'" in text
     assert found.verdict == "usable, with remarks"
-    assert said(check_labels(labelled(*["a"] * 100 + ["b"] * 10 + ["c"] * 15), "labelled")) == ""
+    assert said(check_labels(labelled(*["a"] * 100 + ["b"] * 10 + ["c"] * 20), "labelled")) == ""
     assert "81% of the rows" in said(check_labels(labelled(*["a"] * 162 + ["b"] * 38), "labelled"))
     rows = [*tagged(), {"tokens": ["x"], "tags": ["B-c"]}]
     assert "'a' has 300 times as many entities as 'c'" in said(check_labels(rows, "tagged"))
+
+
+def test_few_rows_a_class_and_the_way_to_learn_from_them():
+    found = check_labels(labelled(*["a", "b", "c"] * 16), "labelled")
+    assert "16 rows a class, in the middle of the classes: few" in said(found)
+    assert "embedtune run FILE" in found.remarks[-1].fix
+    assert "rows a class" not in said(check_labels(labelled(*["a", "b", "c"] * 17), "labelled"))
 
 
 def test_repeats_and_contradictions():

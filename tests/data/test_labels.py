@@ -381,7 +381,7 @@ def test_labels_that_training_does_not_have():
     classes = classes_of(labelled(["positive", "negative"] * 2), "train")
     check_known(labelled(["negative", "positive"]), classes, "dev")
     text = said(check_known, labelled(["positiv", "negative", "neutral", "neutral", 1]), classes, "the list")
-    assert "4 labels that the training data does not have" in text
+    assert "4 rows have labels that the training data does not have" in text
     assert "'positiv' (did you mean 'positive'?) (1): item 1" in text and "'neutral' (2): item 3, item 4" in text
     assert "a list of labels" in said(check_known, labelled([["positive"], []]), classes, "the list")
     several = classes_of(labelled([["a", "b"]] * 2), "train")

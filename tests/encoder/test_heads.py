@@ -258,3 +258,17 @@ def test_the_mean_is_usual_where_the_folder_says_that_its_vectors_are_means(tiny
             (folder / "1_Pooling").mkdir()
             (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
         assert heads.usual_pooling(folder) == wanted
+
+
+@pytest.mark.parametrize("opener", [lambda folder: heads.load_head(folder, heads.TOKEN, 0, NAMES),
+                                    lambda folder: load.load_mlm(folder, 0)], ids=["tags", "mlm"])  # fmt: skip
+def test_tasks_of_single_tokens_take_the_layer_that_means_away(tiny_model, tmp_path, opener):
+    folder = tiny_model("minilm")
+    heads.save_head(heads.load_head(folder, heads.SEQUENCE, 0, NAMES, pooling="mean"), tmp_path)
+    opened, plain = opener(tmp_path), opener(folder)
+    assert opened.model.config.num_hidden_layers == plain.model.config.num_hidden_layers
+    assert averaging.layer_of(opened.model) is None
+    row = {"input_ids": torch.tensor([[2, 5, 6, 7, 3]])}
+    with torch.no_grad():
+        ours, wanted = (each.model.eval().base_model(**row).last_hidden_state for each in (opened, plain))
+    torch.testing.assert_close(ours, wanted)

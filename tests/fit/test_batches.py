@@ -205,3 +205,39 @@ def test_micro_batches_hold_the_budget_and_every_row_once(padded):
             assert cost > budget
             assert c > b
     assert list(micro_batches([], 10, padded)) == []
+
+
+# ---- negatives of like length
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs, st.integers(1, 20), st.integers(-3, 3), st.integers(1, 5))
+def test_with_lengths_the_same_holds_of_every_epoch(keys, batch, seed, window):
+    lengths = np.random.default_rng(len(keys)).integers(3, 60, len(keys))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "WINDOW", window)
+        for epoch in (0, 1):
+            check(DistinctOrder(np.array(keys), batch, seed, lengths), epoch)
+
+
+def test_the_rows_of_a_batch_have_like_lengths_and_short_batches_do_not_come_first():
+    keys, lengths = draw(0, 4000, 3000, 3000), np.random.default_rng(1).lognormal(3.5, 0.8, 4000).round()
+    natural, alike = DistinctOrder(keys, 32, 0), DistinctOrder(keys, 32, 0, lengths)
+    spreads = [np.mean([np.log(lengths[rows]).std() for rows in epoch_of(made)[0]]) for made in (natural, alike)]
+    assert spreads[1] < spreads[0] / 5
+    means = [lengths[rows].mean() for rows in epoch_of(alike)[0]]
+    assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.3
+    assert [rows.tolist() for rows in map(np.sort, epoch_of(alike, 1)[0])] != [
+        rows.tolist() for rows in map(np.sort, epoch_of(alike, 0)[0])
+    ]
+
+
+def test_a_step_of_like_lengths_is_a_function_of_seed_and_step():
+    """So a resumed run goes on with the very batches of one that was not stopped."""
+    keys, lengths = draw(0, 500, 90, 90), np.arange(500) % 37
+    one = DistinctOrder(keys, 4, 3, lengths)
+    steps = list(range(one.steps + 20))
+    found = {step: one.rows(step)[1].tolist() for step in steps}
+    for step in steps[::-7]:
+        assert DistinctOrder(keys, 4, 3, lengths).rows(step)[1].tolist() == found[step]
+    assert any(DistinctOrder(keys, 4, 4, lengths).rows(step)[1].tolist() != found[step] for step in steps)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from conftest import corpus
-from embedtune import Loop, UserError, files, finetune, limits, plots, schema, tune
+from embedtune import Eraser, Loop, UserError, files, finetune, limits, plots, schema, tune
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import Interrupted
 from embedtune.fit import engine, ranking
@@ -307,6 +307,52 @@ def test_another_guide_of_the_same_name_is_refused(fit, tiny_model, tmp_path):
     save_file(tensors, guide / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="guide vectors: "):
         fit(out="cut", resume=True, guide=str(guide), **RESUMED)
+
+
+# ---- length
+
+LENGTH = {"train": easy(60, 1), "epochs": 4, "lr": 3e-3, "length_penalty": 30.0, "like_lengths": True}
+
+
+def length_covariance(folder, texts):
+    """|Cov(vectors, log tokens)| of stock vectors of the texts, tokens in standard deviations."""
+    model = SentenceTransformer(str(folder), device="cpu")
+    y = model.encode(texts)
+    log = np.log([len(ids) for ids in model.tokenizer(texts, truncation=True)["input_ids"]])
+    return float(np.linalg.norm((y - y.mean(0)).T @ ((log - log.mean()) / log.std()) / len(y)))
+
+
+def test_the_penalty_lowers_the_covariance_with_length_and_the_closed_form_ends_it(fit, monkeypatch):
+    monkeypatch.setattr(engine, "better", lambda *scores: True)
+    plain = fit(out="plain", **{**LENGTH, "length_penalty": 0.0})
+    ran = fit(out="penalty", **LENGTH)
+    texts = [ran.texts[n][1] for n in np.unique(ran.prepared.objective.columns) if n >= 0]
+    left, without = (length_covariance(folder, texts) for folder in (ran.folder, plain.folder))
+    model = SentenceTransformer(str(ran.folder), device="cpu")
+    del model[-2]  # the eraser, a Dense of its own
+    model.save(str(ran.folder.parent / "trained"))
+    trained = length_covariance(ran.folder.parent / "trained", texts)
+    # The tiny model's vectors point one way, where the closed form stops short of zero.
+    assert 5 * left < trained < without / 2, (left, trained, without)
+    assert Eraser.load(ran.folder).about["n_fit"] == len(texts)
+    found = ran.scores
+    assert found["before_erasure"] != found["tuned"] and "linear R2" in found["erasure"][0]
+    assert found["erasure"][0] in (ran.folder / "README.md").read_text()
+
+
+def test_with_the_penalty_a_stopped_run_ends_as_one_that_was_not(fit):
+    how = {**LENGTH, "epochs": 2, "checkpoint_steps": 2, "measure": "loss"}
+    whole = fit(out="whole", **how)
+    with pytest.raises(Interrupted):
+        fit(out="cut", step=stop("term", 3), **how)
+    resumed = fit(out="cut", resume=True, **how)
+    assert resumed.bits["model.safetensors"] == whole.bits["model.safetensors"] and resumed.log == whole.log
+    assert (resumed.folder / "erasure.safetensors").read_bytes() == (whole.folder / "erasure.safetensors").read_bytes()
+
+
+def test_a_penalty_that_is_no_weight_is_refused(fit):
+    with pytest.raises(UserError, match="length_penalty must not be negative"):
+        fit(length_penalty=-1.0)
 
 
 # ---- what it learns from, and what it is scored on

@@ -345,3 +345,61 @@ def test_two_ranks_are_one_with_the_union(tiny_model, tmp_path):
         assert set(one) == set(two) and len(one) > 20
         for name in one:
             assert np.abs(one[name] - two[name]).max() <= 1e-5 * max(1.0, np.abs(one[name]).max()), name
+
+
+# ---- the penalty on length
+
+
+def pairwise(vectors, z):
+    """The mean of a_i'a_j over i != j, a = (y - mean y) z: term by term."""
+    y = torch.nn.functional.normalize(vectors, dim=-1)
+    a = (y - y.mean(0)) * z[:, None]
+    n = len(z)
+    return sum(a[i] @ a[j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+
+
+def test_the_penalty_and_its_gradient_are_those_of_the_sum_over_pairs():
+    torch.manual_seed(0)
+    vectors, z = torch.randn(7, 5, dtype=torch.float64, requires_grad=True), torch.randn(7, dtype=torch.float64)
+    found, wanted = ranking.squared_covariance(vectors, z), pairwise(vectors, z)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), abs=1e-12)
+    gaps = [a - b for a, b in zip(torch.autograd.grad(found, vectors), torch.autograd.grad(wanted, vectors))]
+    assert float(gaps[0].abs().max()) < 1e-12
+
+
+def test_batches_estimate_the_squared_covariance_of_all_texts_while_the_plain_square_is_mostly_noise():
+    torch.manual_seed(0)
+    z = torch.randn(4000, dtype=torch.float64)
+    z = (z - z.mean()) / z.std(correction=0)
+    vectors = torch.randn(4000, 40, dtype=torch.float64) + 0.3 * z[:, None] * torch.eye(40)[0] + 1.0
+    y = torch.nn.functional.normalize(vectors, dim=-1)
+    whole = float(((y * z[:, None]).mean(0) - y.mean(0) * z.mean()).square().sum())
+    parts = [torch.randperm(4000)[:32] for _ in range(600)]
+    mean = np.mean([float(ranking.squared_covariance(vectors[i], z[i])) for i in parts])
+    plain = np.mean([float(((y[i] - y[i].mean(0)) * z[i, None]).mean(0).square().sum()) for i in parts])
+    assert abs(mean - whole) < 0.2 * whole and plain > 3 * whole
+
+
+@pytest.mark.parametrize("budget", [100_000, 40], ids=["one pass", "cached"])
+def test_the_penalty_through_the_model_is_that_of_one_backward_pass(objective, budget):
+    """Whatever the micro-batches: the gradient of the loss plus the weighted penalty of the whole batch's texts."""
+    made = objective(rows_of(1), dropout=False)
+    plain = made.loss
+    made.loss = ranking.with_length_penalty(plain, made.columns, made.tokens, 50.0)
+    found, gradient = step(made, budget)
+    made.loss = plain
+    alone, _ = step(made, budget)
+    texts = np.arange(len(made.tokens))
+    log = np.log(made.tokens.lengths())
+    z = torch.from_numpy((log - log.mean()) / log.std()).float()
+    made.model.zero_grad()
+    vectors = made._embed(made.tokens, texts, 0)
+    penalty = 50.0 * pairwise(vectors, z)
+    (plain(vectors, made.columns, np.arange(made.size)) + penalty).backward()
+    assert found - alone == pytest.approx(float(penalty.detach()), abs=1e-4) and abs(float(penalty.detach())) > 0.01
+    same(gradient, gradients(made.model), 1e-4)
+
+
+def test_a_weight_of_zero_is_the_loss_itself(objective):
+    made = objective(rows_of(1))
+    assert ranking.with_length_penalty(made.loss, made.columns, made.tokens, 0.0) is made.loss

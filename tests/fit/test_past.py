@@ -290,7 +290,7 @@ def test_old_data_that_changed_is_refused_with_a_way_on(finished, go_on, tmp_pat
 
 
 def test_labels_that_the_head_does_not_know_are_refused(finished, go_on):
-    with pytest.raises(UserError, match="labels that the run that is continued does not have") as caught:
+    with pytest.raises(UserError, match="rows have labels that the run that is continued does not have") as caught:
         go_on(finished("classify"), train=[*rows_of("classify", 40, 1), {"text": "one more", "label": "strange"}])
     assert "'strange'" in str(caught.value)
     tags = [*rows_of("tag", 40, 1), {"tokens": ["one"], "tags": ["B-strange"]}]
@@ -314,6 +314,8 @@ def test_what_is_no_finished_run_or_another_is_refused(finished, go_on, tmp_path
         past.open_run(run, recipes.MLM)
     with pytest.raises(UserError, match="give another --out"):
         finetune(continued(run, rows_of("regress", 40, 1)), run, force=True)
+    with pytest.raises(UserError, match="replay is for a run that goes on"):
+        finetune(dataclasses.replace(continued(run, rows_of("regress", 40, 1)), past=Past(replay=2.0)), tmp_path / "x")
     with pytest.raises(UserError, match="model and continue_from exclude each other"):
         finetune(continued(run, rows_of("regress", 40, 1), model="another"), tmp_path / "x")
     recipe = continued(run, rows_of("regress", 40, 1))
@@ -333,3 +335,16 @@ def test_settings_of_the_run_are_the_defaults(finished):
     assert recipe.merge == "auto" and recipe.loop.lr == before.loop.lr == 2e-3 and recipe.ranking == before.ranking
     assert (recipe.train, recipe.dev, recipe.model, recipe.loop.eval_steps) == ("new.jsonl", None, None, None)
     assert text_hash("A  b") == text_hash("a b")
+
+
+def test_a_chain_of_runs_is_what_it_was(finished, tmp_path):
+    from safetensors.torch import save_file
+
+    first = shutil.copytree(finished("regress"), tmp_path / "first")
+    second = finetune(continued(first, str(finished("regress").parent / "new.jsonl")), tmp_path / "second").folder
+    with pytest.raises(UserError, match="give another --out"):
+        finetune(continued(second, rows_of("regress", 60, 2)), first, force=True)
+    tensors = load_file(first / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, first / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"{first}: has other weights"):
+        finetune(continued(second, rows_of("regress", 60, 2)), tmp_path / "third")

@@ -464,3 +464,25 @@ def test_a_class_that_was_always_right_is_not_sure_and_one_without_items_may_be_
     assert [row.F1 for row in rows] == [1, 1, 0] and [row.support for row in rows] == [30, 5, 0]
     assert 0.85 < rows[0].low < 1 and rows[1].low < rows[0].low and rows[2].high - rows[2].low == 1
     assert compare.by_class(one_of(gold, gold, 3)) == rows
+
+
+def answers(gold, said):
+    chances = np.where(np.arange(3) == np.array(said)[:, None], 0.8, 0.1)
+    return classification_report(np.array(gold), chances, list("abc"), items=[str(n) for n in range(len(gold))],
+                                 model="", data="")  # fmt: skip
+
+
+@pytest.mark.parametrize("n, changed", [(10, 1), (100, 1), (200, 5)])
+def test_a_handful_of_changed_answers_is_never_clear(n, changed):
+    gold = np.arange(n) % 3
+    worse = gold.copy()
+    worse[:changed] = (gold[:changed] + 1) % 3
+    for measure in ("F1", "F1_micro", "MCC", "balanced_accuracy"):
+        found = compare.paired(answers(gold, gold), answers(gold, worse), measure)
+        assert found.value < 0 and not found.clear and found.p > 0.05
+
+
+def test_many_changed_answers_are_clear():
+    gold = np.arange(200) % 3
+    worse = np.where(np.arange(200) < 20, (gold + 1) % 3, gold)
+    assert compare.paired(answers(gold, gold), answers(gold, worse), "F1").clear

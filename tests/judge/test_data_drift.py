@@ -43,7 +43,7 @@ def test_what_changed_is_found(tiny_model):
     count = sum(len(re.findall(r"[^\W\d_]+", text)) for text in dict.fromkeys(new))
     known = {word for text in old for word in text.split()}
     strange = sum(word not in known for text in dict.fromkeys(new) for word in text.split())
-    assert found.new_words[0] == pytest.approx(strange / count)
+    assert strange / count <= found.new_words[0] < strange / count + 0.01  # some words of the old are not in the rest
     assert found.unknown[0] > found.unknown[1] == 0
     pieces = [tokenizer.tokenize(text) for text in dict.fromkeys(new)]
     assert found.pieces[0] == pytest.approx(sum(map(len, pieces)) / sum(len(t.split()) for t in dict.fromkeys(new)))
@@ -51,7 +51,7 @@ def test_what_changed_is_found(tiny_model):
     said = "\n".join(found.sentences())
     assert "xylophone" in said and "are farther from the nearest of" in said
     same = data_drift(("old", old), ("new", [f"{a} {b}" for a, b in zip(old, old[1:])]), tokenizer)
-    assert same.length_gap > 0.5 and same.new_words[0] == 0 and same.distance is None
+    assert same.length_gap > 0.5 and same.new_words[0] < 0.01 and not same.examples and same.distance is None
     assert data_drift(("old", old[:5]), ("new", new)) is None, "too few to say anything"
 
 
@@ -76,3 +76,17 @@ def test_the_page_shows_hostile_names_as_text_and_asks_for_nothing():
     assert html.count("<svg") == 1 and not re.search(r"(?:src|href)\s*=\s*[\"']?https?:", html)
     again = drift_page.page([found], {"<i>model": ["<u>said"]})
     assert html == again
+
+
+def test_new_words_of_one_source_are_as_many_as_those_of_its_own_halves():
+    """The yardstick is right: without drift the two shares differ by chance, not to one side."""
+    draw = np.random.default_rng(3)
+    language = [f"{chr(97 + a)}{chr(97 + b)}{chr(97 + c)}" for a in range(20) for b in range(20) for c in range(5)]
+    share = 1 / np.arange(1, len(language) + 1)
+    texts = [" ".join(draw.choice(language, 12, p=share / share.sum())) for _ in range(4000)]
+    gaps = []
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(4000)
+        found = data_drift(("a", [texts[n] for n in order[:1000]]), ("b", [texts[n] for n in order[1000:1500]]))
+        gaps.append(found.new_words[0] - found.new_words[1])
+    assert abs(np.mean(gaps)) < 0.02 and found.held == 500

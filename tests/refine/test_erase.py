@@ -18,6 +18,7 @@ from embedtune.errors import UserError
 from embedtune.refine.cached import cache
 from embedtune.refine.concepts import encode
 from embedtune.refine.erase import Erasure, Texts, erase
+from embedtune.refine.reduce import reduce
 from embedtune.refine.sidecar import ABOUT, WEIGHTS
 
 
@@ -281,3 +282,22 @@ def test_the_commands(shapes, rows, tmp_path, monkeypatch, capsys):
     card = Path("erased/README.md").read_text()
     assert "topic (category of 3)" in card and "not linear" in card
     assert unit(encoded("short", rows)).shape == (600, 24)
+
+
+def test_a_prefix_that_is_normalised_anew_has_a_model_of_its_own(shapes, rows, tmp_path):
+    """One map cannot free all prefixes; cutting the model first frees the one that is used."""
+    cut, out = tmp_path / "cut", tmp_path / "out"
+    reduce(str(shapes["normalised"]), Texts(rows), 12, "truncate", cut)
+    erase(str(cut), Texts(rows), Erasure(("topic",)), out)
+    after = encoded(out, rows)
+    assert after.shape == (600, 12) and np.allclose(np.linalg.norm(after, axis=1), 1, atol=1e-6)
+    assert covariance(after, topics(rows)) < 1e-6
+    whole = tmp_path / "whole"
+    erase(str(shapes["normalised"]), Texts(rows), Erasure(("topic",)), whole)
+    assert covariance(unit(encoded(whole, rows)[:, :12]), topics(rows)) > 1e-5
+
+
+def test_vectors_that_point_one_way_are_named_as_the_reason(tmp_path, tiny_model):
+    found = erase(str(tiny_model("minilm")), Texts(corpus(300).split("\n")), Erasure(length=True), tmp_path / "out")
+    assert found.left > 1e-10 and "all point one way" in found.lines()[-1]
+    assert "--method top" in (tmp_path / "out" / "README.md").read_text()

@@ -9,7 +9,7 @@ from embedtune.errors import UserError
 from embedtune.refine import eraser
 from embedtune.refine.affine import Affine
 from embedtune.refine.concepts import Survey
-from embedtune.refine.eraser import canonical_correlations, direction, inlp, leace, oracle, orthogonal
+from embedtune.refine.eraser import canonical_correlations, direction, inlp, leace, orthogonal
 from embedtune.refine.statistics import Statistics
 
 EXACT = (leace, orthogonal)
@@ -292,19 +292,3 @@ def test_few_rows_are_measured_as_they_are(n):
     r2 = 1 - (((z - z.mean(0)) - centred @ best) ** 2).sum() / ((z - z.mean(0)) ** 2).sum()
     found = canonical_correlations(Statistics.of(x, z))[0]
     assert found**2 == pytest.approx(r2, abs=1e-6) and found <= 1
-
-
-def test_the_oracle_takes_away_what_no_affine_map_can():
-    draw = np.random.default_rng(0)
-    length = draw.uniform(-1, 1, 6000)
-    x = np.sin(3 * length)[:, None] * draw.normal(size=30) + np.exp(length)[:, None] * draw.normal(size=(6000, 30))
-    survey = Survey("length")
-    for value in length:
-        survey.add(value)
-    z = survey.encoding("function")(length)
-    found = oracle(lambda: ((x[i : i + 1000], z[i : i + 1000]) for i in range(0, 6000, 1000)))
-    out, plain = found(x, z), leace(Statistics.of(x, z))(x)
-    square = [np.log((rows**2).sum(1)) for rows in (plain, out)]
-    assert covariance(out, z) < 0.05
-    assert probe(z, square[0]) > 0.2 and probe(z, square[1]) < 0.01
-    assert probe(x, length) > 0.2 and abs(probe(out, length)) < 0.01

@@ -94,6 +94,17 @@ def test_the_distribution_of_r2_is_that_of_simulated_rows():
     assert chance_below(0.3, 100_000, 300, 0.0) == 1.0
 
 
+def test_the_estimate_is_olkin_and_pratts_at_any_size():
+    """Against the integral of Euler: F(1, 1; c; x) = (c - 1) times the integral of (1 - t)^(c - 2) / (1 - x t)."""
+    from scipy.integrate import quad
+
+    for r2, n, p in ((0.008, 8000, 381), (0.0, 6000, 381), (0.5, 400, 20), (0.999, 90, 40), (0.1, 100_000, 768)):
+        c, x = (n - p + 1) / 2, 1 - r2
+        value = quad(lambda t: (1 - t) ** (c - 2) / (1 - x * t), 0, min(1.0, 60 / c), epsabs=0)[0]  # noqa: B023
+        wanted = 1 - (n - 3) / (n - p - 1) * x * (c - 1) * value
+        assert unbiased(r2, n, p) == pytest.approx(wanted, abs=1e-6)
+
+
 def test_the_bound_is_never_below_what_chance_would_give():
     q = basis(np.random.default_rng(0).standard_normal((500, 10)))
     z = np.random.default_rng(1).standard_normal(500)

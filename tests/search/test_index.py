@@ -14,7 +14,8 @@ from embedtune.errors import UserError
 from embedtune.nearest import Unit, top_k
 from embedtune.search import index as searching
 from embedtune.search import store
-from embedtune.search.index import Index, create, fuse
+from embedtune.search.contract import fuse
+from embedtune.search.index import Index, create
 from embedtune.search.rows import Record
 
 bm25s = pytest.importorskip("bm25s")

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import numpy as np
 
 from embedtune.serve.app import Service, make_app
 from embedtune.serve.batcher import Answer, BadIds, Limits, NotFinite
 from embedtune.serve.guard import Guard
+from embedtune.serve.listen import make_server
+from embedtune.serve.model import open_served
+from embedtune.serve.worker import guarded
 
 
 class FakeModel:
@@ -28,11 +32,14 @@ class FakeModel:
     def prompt(self, role):
         return self.prompts.get(role, "")
 
+    def close(self):
+        self.gate.set()
+
     def compute(self, given):
         self.batches.append(len(given))
         self.gate.wait(20)
         time.sleep(self.seconds)
-        return [self.one(each) for each in given]
+        return guarded(lambda some: [self.one(each) for each in some], given)
 
     def one(self, each):
         if isinstance(each.content, tuple) and max(each.content) >= self.vocabulary:
@@ -85,5 +92,35 @@ async def serving(model, key=None, **limits):
     async with app.router.lifespan_context(app):
         while service.batcher is None and service.failed is None:
             await asyncio.sleep(0.005)
-        yield Client(Guard(app, key)), service
+        yield Client(Guard(app, key, service.busy)), service
         model.gate.set()
+
+
+def in_process(name, precision, batch_tokens):
+    """A model without a process of its own, in place of open_remote: tests of what is around it start sooner."""
+    served = open_served(name, precision, batch_tokens)
+    object.__setattr__(served, "close", lambda: None)
+    return served
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return made.getsockname()[1]
+
+
+@contextmanager
+def listening(service, key=None):
+    """The port of a server in a thread, with the settings of the command."""
+    port = free_port()
+    server = make_server(service, key, "127.0.0.1", port)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while service.batcher is None:
+        assert not service.failed, service.failed
+        time.sleep(0.01)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()

@@ -1,5 +1,4 @@
 import asyncio
-import time
 
 import numpy as np
 import pytest
@@ -157,30 +156,32 @@ def test_clients_that_go_away_leave_nothing_behind():
     assert sum(model.batches) <= 8 + 32 + 1  # the warm-up, one batch of theirs at most, and the last one
 
 
-def test_overload_gives_answers_at_full_speed_and_429_for_the_rest():
-    """Ten times what can be computed is offered; what is accepted is answered."""
-    model = FakeModel(seconds=0.1)
+def test_overload_gives_answers_in_full_batches_and_429_for_the_rest():
+    model = FakeModel(seconds=0.01)
 
     async def go():
-        async with serving(model, batch_tokens=100, queue_seconds=2.0) as (client, _):
-            body = {"input": "x" * 40}
-            answered, refused = 0, 0
-            end = time.monotonic() + 2.0
+        async with serving(model, batch_tokens=100) as (client, service):
+            statuses = []
 
             async def user():
-                nonlocal answered, refused
-                while time.monotonic() < end:
-                    status, headers, _ = await client("POST", "/v1/embeddings", body)
-                    assert status in (200, 429), status
-                    if status == 200:
-                        answered += 1
-                    else:
-                        refused += 1
+                for _ in range(4):
+                    status, headers, _ = await client("POST", "/v1/embeddings", {"input": "x" * 40})
+                    statuses.append(status)
+                    if status == 429:
                         assert int(headers[b"retry-after"]) >= 1
                         await asyncio.sleep(0.01)
 
-            await asyncio.gather(*(user() for _ in range(300)))
-            assert answered and refused
-            assert sum(size >= 8 for size in model.batches[2:-2]) >= 0.9 * len(model.batches[2:-2]), "full batches"
+            model.gate.clear()
+            service.batcher.rate = 1000.0  # 2,000 tokens may wait, 12 each: fewer than there are users
+            users = [asyncio.ensure_future(user()) for _ in range(400)]
+            while statuses.count(429) < 200:
+                await asyncio.sleep(0.01)
+            model.gate.set()
+            await asyncio.gather(*users)
+            assert set(statuses) == {200, 429} and service.batcher.items == service.batcher.waiting == 0
+            refused = statuses.count(429)
+            _, _, text = await client("GET", "/metrics")
+            assert f'embedtune_requests_total{{path="/v1/embeddings",status="429"}} {refused}.0' in text
+            assert sum(size == 8 for size in model.batches[2:-2]) >= 0.5 * len(model.batches[2:-2]), "full batches"
 
     asyncio.run(go())

@@ -1,8 +1,8 @@
 """The official clients, over a real socket."""
 
+import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,36 +14,20 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 
-from serving import FakeModel  # noqa: E402
+from serving import FakeModel, free_port, listening  # noqa: E402
 
-from embedtune.serve.app import Service, make_app  # noqa: E402
+from embedtune.serve.app import Service  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
-from embedtune.serve.guard import Guard  # noqa: E402
 
 TEXTS = ["a text", "another one", "a text"]
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        return made.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address():
-    port = free_port()
-    service = Service(lambda: (FakeModel(), ()), Limits())
-    server = uvicorn.Server(
-        uvicorn.Config(Guard(make_app(service), "secret-key"), "127.0.0.1", port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while service.batcher is None:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(20)
+    with listening(Service(lambda: (FakeModel(), ()), Limits()), "secret-key") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def test_openais_client(address):
@@ -57,11 +41,42 @@ def test_openais_client(address):
     assert np.allclose([row.embedding for row in plain.data], short, atol=1e-6)
     assert len(client.embeddings.create(model="fake", input=[[1, 2], [3]]).data) == 2
     assert [model.id for model in client.models.list()] == ["fake"]
-    with pytest.raises(openai.UnprocessableEntityError) as wrong:
-        client.embeddings.create(model="fake", input=[""])
-    assert "at least 1 character" in wrong.value.body["message"]
+    for wrong, error, said in (
+        ({"input": [""]}, openai.UnprocessableEntityError, "at least 1 character"),
+        ({"input": [[999_999]]}, openai.UnprocessableEntityError, "token id"),
+        ({"input": "a", "dimensions": 9}, openai.UnprocessableEntityError, "the model has 8"),
+        ({"input": "a", "model": "another"}, openai.NotFoundError, "there is fake"),
+        ({"input": "nan"}, openai.InternalServerError, "NaN"),
+        ({"input": "x" * 3_000_000}, openai.APIStatusError, "larger than"),
+    ):
+        with pytest.raises(error) as found:
+            client.embeddings.create(**{"model": "fake", **wrong})
+        assert said in found.value.body["message"]
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_openais_asynchronous_client_and_a_full_queue(address):
+    openai = pytest.importorskip("openai")
+
+    async def ask(port, count):
+        async with openai.AsyncOpenAI(base_url=f"{port}/v1", api_key="secret-key", max_retries=0) as client:
+            asked = (client.embeddings.create(model="fake", input=f"text {n}") for n in range(count))
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(ask(address, 40))
+    vectors = np.array([answer.data[0].embedding for answer in answers])
+    assert vectors.shape == (40, 8) and len(np.unique(vectors.round(6), axis=0)) == 40
+
+    model = FakeModel()
+    service = Service(lambda: (model, ()), Limits(queue_items=4))
+    with listening(service, "secret-key") as port:
+        model.gate.clear()
+        threading.Timer(2.0, model.gate.set).start()
+        answers = asyncio.run(ask(f"http://127.0.0.1:{port}", 40))
+        refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+        assert refused and len(refused) + sum(hasattr(answer, "data") for answer in answers) == 40
+        assert all(int(answer.response.headers["retry-after"]) >= 1 for answer in refused)
 
 
 def test_huggingface_hubs_client(address, monkeypatch):
@@ -70,6 +85,9 @@ def test_huggingface_hubs_client(address, monkeypatch):
     client = hub.InferenceClient(model=f"{address}/embed", token="secret-key")
     found = client.feature_extraction("a text")
     assert np.asarray(found).shape == (1, 8)
+    with pytest.raises(hub.errors.HfHubHTTPError) as wrong:
+        client.feature_extraction("a text", prompt_name="nope")
+    assert wrong.value.response.status_code == 422
     assert np.asarray(client.feature_extraction("a text", normalize=True, truncate=True)).shape == (1, 8)
 
 

@@ -3,25 +3,23 @@
 import json
 import os
 import shutil
-import socket
-import threading
-import time
 
 import pytest
 
 pytest.importorskip("fastapi")
-uvicorn = pytest.importorskip("uvicorn")
+pytest.importorskip("uvicorn")
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("there is no Chromium here (Debian: apt-get install chromium)", allow_module_level=True)
 
+from serving import listening  # noqa: E402
+
 from embedtune.search.index import create  # noqa: E402
 from embedtune.search.rows import Record  # noqa: E402
-from embedtune.serve.app import Service, make_app  # noqa: E402
+from embedtune.serve.app import Service  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
-from embedtune.serve.guard import Guard  # noqa: E402
-from embedtune.serve.model import open_all  # noqa: E402
+from embedtune.serve.shelf import open_all  # noqa: E402
 
 HOSTILE = [
     "<script>alert(1)</script> lora", "<img src=x onerror=alert(1)> lora", "lora\"><svg onload=alert(1)>",
@@ -41,17 +39,8 @@ def served(tiny_model, tmp_path_factory):
         create(home / kind, str(tiny_model(kind)), records)
     folders = [str(home / "bert"), str(home / "distilbert")]
     service = Service(lambda: open_all(str(tiny_model("bert")), folders, "fp32", 2048), Limits(), home / "votes.jsonl")
-    with socket.create_server(("127.0.0.1", 0)) as made:
-        port = made.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(Guard(make_app(service)), "127.0.0.1", port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while service.library is None:
-        assert not service.failed, service.failed
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{port}", home / "votes.jsonl"
-    server.should_exit = True
-    thread.join(20)
+    with listening(service) as port:
+        yield f"http://127.0.0.1:{port}", home / "votes.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from serving import Client  # noqa: E402
+from serving import Client, in_process  # noqa: E402
 
 from embedtune.data.pairs import read_pairs  # noqa: E402
 from embedtune.errors import UserError  # noqa: E402
@@ -15,11 +15,15 @@ from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service, make_app  # noqa: E402
 from embedtune.serve.batcher import Batcher, Late, Limits  # noqa: E402
 from embedtune.serve.guard import Guard  # noqa: E402
-from embedtune.serve.model import open_all  # noqa: E402
-from embedtune.serve.shelf import PASSAGE, flat, passages  # noqa: E402
+from embedtune.serve.shelf import PASSAGE, flat, open_all, passages  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 WORDS = ["bade", "fima", "lora"]
+
+
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch):
+    monkeypatch.setattr("embedtune.serve.shelf.open_remote", in_process)
 
 
 def records(count=40):

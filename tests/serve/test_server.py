@@ -259,3 +259,21 @@ def test_the_openapi_document_names_every_route():
         )
 
     served(test)
+
+
+def test_a_full_queue_from_which_nothing_comes_is_not_ready():
+    async def test(client, service):
+        service.model.gate.clear()
+        service.batcher.limits = Limits(queue_items=1)
+        asked = []
+        for _ in range(2):  # one is computed, without an end, and one waits
+            asked.append(asyncio.ensure_future(client("POST", "/embed", {"inputs": "a"})))
+            await asyncio.sleep(0.1)
+        service.batcher.worked -= 20
+        assert (await client("GET", "/readyz"))[0] == 200  # a long batch may be
+        service.batcher.worked -= 20
+        assert (await client("GET", "/readyz"))[0] == 503
+        service.model.gate.set()
+        assert [status for status, _, _ in await asyncio.gather(*asked)] == [200, 200]
+
+    served(test)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from embedtune import recipes
 from embedtune.commands.shape import Command, Flags, Output, Talk, refuse_existing
 from embedtune.errors import UserError
+
+if TYPE_CHECKING:
+    from embedtune.encoder.encode import Encoder
+    from embedtune.search import bulk, spread
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Embed:
     pooling: recipes.Pooling | None = None
     # The i-th of n shares, i/n: rows i, i+n, i+2n, ...
     shard: str = "1/1"
+    # Who computes: this process, or Ray's workers, here or on other machines (RAY_ADDRESS), each with its own model.
+    engine: Literal["local", "ray"] = "local"
+    # So many of Ray's workers (derived: one for each GPU of the cluster, else one for each CPU).
+    workers: int | None = None
     # Which column is the text: text=NAME.
     columns: str | None = None
     # Keep the texts in the .parquet file.
@@ -61,14 +71,18 @@ def embed(command: Embed, talk: Talk) -> Output:
 
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts
-    from embedtune.encoder.encode import identity, open_encoder, stream
-    from embedtune.search import bulk
+    from embedtune.encoder.encode import identity, open_encoder
+    from embedtune.search import bulk, spread
     from embedtune.search.rows import read_records
 
     if not (command.model and command.data and command.out):
         raise UserError("name a model, data and --out", fix="embedtune embed MODEL DATA --out vectors.parquet")
     job = bulk.Job(Path(command.out), command.dtype, command.dims, bulk.parse_shard(command.shard), command.text)
     job.check()
+    if command.workers is not None and command.engine != "ray":
+        raise UserError("is for --engine ray", where="--workers", fix="add --engine ray, or leave it out")
+    if command.engine == "ray":
+        spread.check(command.model, command.workers)
     home = bulk.running(job.out)
     if command.resume and command.discard:
         raise UserError("--resume and --discard exclude each other", fix="say one of them")
@@ -82,13 +96,15 @@ def embed(command: Embed, talk: Talk) -> Output:
     counts = Counts()
     records = read_records(command.data, parse_columns(command.columns), command.bad_rows, counts)
     role = command.role or "text"
-    about = {"model": command.model, "identity": identity(command.model), "role": role, "prompt": command.prompt,
+    folder = Path(command.model)  # workers have another working folder
+    name = str(folder.resolve()) if folder.is_dir() else command.model
+    model = spread.Model(name, identity(name), role, command.prompt, command.pooling,
+                         command.precision)  # fmt: skip
+    about = {"model": command.model, "identity": model.identity, "role": role, "prompt": command.prompt,
              "pooling": command.pooling, "precision": command.precision, "torch": torch.__version__}  # fmt: skip
-    done = bulk.bulk(
-        lambda texts: stream(encoder, texts, role, command.prompt),
-        (bulk.Text(record.id, record.text) for record in records),
-        job, about, resume=command.resume, note=talk.note,
-    )  # fmt: skip
+    texts = (bulk.Text(record.id, record.text) for record in records)
+    with _engine(command, encoder, model, talk) as stream:
+        done = bulk.bulk(stream, texts, job, about, resume=command.resume, note=talk.note)
     talk.note(f"{done.fresh:,} texts in {done.seconds:,.1f} s: {bulk.rate(done)}")
     lines = [f"{done.rows:,} vectors of {done.dimension} x {command.dtype} in {command.out}"]
     if done.cut:
@@ -100,6 +116,20 @@ def embed(command: Embed, talk: Talk) -> Output:
         lines.append(f"{done.outside:,} numbers lie outside of the ranges of int8 and went to their ends")
     return Output(lines, {"out": command.out, "rows": done.rows, "dimension": done.dimension, "cut": done.cut,
                           "rejected": counts.rejected, "replaced": counts.replaced})  # fmt: skip
+
+
+@contextmanager
+def _engine(command: Embed, encoder: Encoder, model: spread.Model, talk: Talk) -> Iterator[bulk.Stream]:
+    """Who turns texts into vectors."""
+    from embedtune.encoder import encode
+    from embedtune.search import spread
+
+    if command.engine == "local":
+        yield lambda texts: encode.stream(encoder, texts, model.role, model.prompt)
+        return
+    with spread.cluster() as ray:
+        workers = spread.start(ray, model, command.workers, talk.note)
+        yield lambda texts: spread.spread(ray, workers, texts)
 
 
 def words(argv: list[str]) -> Flags:

@@ -17,8 +17,10 @@ MOST_CLASSES = 20  # whose measures are listed, the lowest first
 def has_heads(names: Sequence[str]) -> bool:
     """Whether the models are such as `fit classify`, `fit regress` and `fit tag` leave; a UserError for a mixture."""
     from embedtune.encoder import heads
+    from embedtune.encoder.exported import is_export
 
-    kinds = [heads.kind_of(Path(name)) if Path(name).is_dir() else None for name in names]
+    folders = [Path(name) for name in names]
+    kinds = [heads.kind_of(each) if each.is_dir() and not is_export(each) else None for each in folders]
     if len(set(kinds)) > 1:
         said = ", ".join(f"{name}: {kind or 'an embedding model'}" for name, kind in zip(names, kinds))
         raise UserError(f"cannot be compared: {said}", where="judge", fix="judge models of one kind at a time")

@@ -63,8 +63,9 @@ class Erase:
     also: Literal["length"] | None = None
     # A column whose covariance with the vectors is to stay.
     preserve: str | None = None
-    # The map (derived: sphere where the output is normalised, leace elsewhere; the others are there to compare with).
-    method: Literal["sphere", "leace", "orthogonal", "inlp", "direction"] | None = None
+    # The map (derived: sphere where the output is normalised, leace elsewhere). oracle erases more, has to be told the
+    # concept's value of each vector, and is no part of a model; the others are there to compare with.
+    method: Literal["sphere", "leace", "oracle", "orthogonal", "inlp", "direction"] | None = None
     # How far to go: 0 leaves all, 1 nothing.
     strength: float = 1.0
     # How the texts are read and embedded.
@@ -159,13 +160,20 @@ def merge(command: Merge, talk: Talk) -> Output:
 
 
 def erase(command: Erase, talk: Talk) -> Output:
-    """Write the model without the concepts."""
+    """Write the model without the concepts, or the folder of an oracle."""
     from embedtune.refine.erase import Erasure, Texts
     from embedtune.refine.erase import erase as erase_concepts
 
-    wanted = Erasure(command.concept, command.kind, command.also == "length", command.preserve, command.method,
+    told, method = command.method == "oracle", None if command.method == "oracle" else command.method
+    wanted = Erasure(command.concept, command.kind, command.also == "length", command.preserve, method,
                      command.strength)  # fmt: skip
     texts = Texts(command.data, command.reading.columns, command.reading.bad_rows, command.reading.rows)
+    if told:
+        from embedtune.refine.told import erase_told
+
+        oracle = erase_told(command.model, texts, wanted, command.out, force=command.force,
+                            precision=command.reading.precision, note=talk.note)  # fmt: skip
+        return Output(oracle.lines(), oracle.as_dict())
     erased = erase_concepts(command.model, texts, wanted, command.out, force=command.force,
                             precision=command.reading.precision, note=talk.note)  # fmt: skip
     return Output(erased.lines(), erased.as_dict())

@@ -6,7 +6,6 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedtune import recipes
 from embedtune.commands.shape import Command, Output, Talk
@@ -52,43 +51,28 @@ def serve(command: Serve, talk: Talk) -> Output:
     _check(command, key)
     try:
         import fastapi  # noqa: F401 - said before the model is loaded
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed", fix="pip install 'embedtune[serve]'") from error
     from embedtune.encoder.device import has_bf16, pick_device
-    from embedtune.serve.app import Service, make_app
+    from embedtune.serve.app import Service
     from embedtune.serve.batcher import Limits
-    from embedtune.serve.guard import Guard
-    from embedtune.serve.model import check_indexes, open_all
+    from embedtune.serve.listen import make_server
+    from embedtune.serve.shelf import check_indexes, open_all
 
     check_indexes(command.model, command.index)  # what is wrong with the names is said now
     precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
     limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
     service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
                       Path(command.feedback), command.names)  # fmt: skip
-    config = uvicorn.Config(Guard(make_app(service), key), command.host, command.port, log_level="warning",
-                            timeout_keep_alive=30, h11_max_incomplete_event_size=2**16,
-                            timeout_graceful_shutdown=30, server_header=False, lifespan="on")  # fmt: skip
-    server = uvicorn.Server(config)
-    _stop_well(server, service)
+    server = make_server(service, key, command.host, command.port)
     talk.note(f"http://{command.host}:{command.port} serves {command.model} in {precision}"
               + ("" if key else "; without a key, to this machine alone"))  # fmt: skip
     server.run()
-    if service.failed:
+    if service.failed and service.batcher is None:
         raise UserError(service.failed, where=command.model)
-    return Output(["stopped"], {"stopped": True}, EXIT_FINE if server.started else EXIT_BUG)
-
-
-def _stop_well(server: Any, service: Any) -> None:
-    """After a signal: what comes is refused, what is here is answered; a model that cannot be loaded ends it all."""
-    leave = server.handle_exit
-
-    def handle(signal: int, frame: Any) -> None:
-        service.draining = True
-        leave(signal, frame)
-
-    server.handle_exit = handle
-    service.give_up = lambda: setattr(server, "should_exit", True)
+    fine = server.started and not service.failed
+    return Output([service.failed or "stopped"], {"stopped": True}, EXIT_FINE if fine else EXIT_BUG)
 
 
 def _key(command: Serve) -> str | None:

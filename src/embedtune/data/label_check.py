@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ from embedtune.errors import UserError, short_list
 LOOKED_AT = 1000  # rows by which the kind of data is told
 FRACTIONS = 0.1  # share of fractions that makes a column of numbers one of scores
 MANY_TIMES, MOST = 10, 0.8  # the commonest class: so many times the rarest, such a share of the rows
+FEW_A_CLASS = 16  # rows of the class in the middle: `run` tunes on pairs first (benchmarks/few_labels.py)
 FAR = 0.2  # share of the range by which scores of one text contradict each other
 
 
@@ -215,6 +217,8 @@ def _diagnose(
     if used:
         remarks += _doubtful(found.candidates) + row_remarks(counts) + _imbalance(kind, classes)
         remarks += _remarks(kind, side, repeats, unknown, scores)
+        if kind == "labelled" and not found.census.multi and not found.paired:
+            remarks += _few_a_class(classes)
     return LabelDiagnosis(
         verdict="not usable" if stops else "usable, with remarks" if remarks else "ready",
         kind=kind,
@@ -319,6 +323,15 @@ def _imbalance(kind: LabelKind, classes: list[ClassCount]) -> list[Remark]:
         what = f"{common.share:.0%} of the rows are {shown(common.name)}: to say so always is right as often"
         remarks.append(Remark(what, "judge by balanced accuracy, F1 or MCC, not by accuracy"))
     return remarks
+
+
+def _few_a_class(classes: list[ClassCount]) -> list[Remark]:
+    """A remark where another way than tuning on the labels alone is better."""
+    middle = median(each.count for each in classes) if classes else 0
+    if not 1 < middle <= FEW_A_CLASS:
+        return []
+    fix = "embedtune run FILE tunes the encoder on pairs of the labels first: the best way with so few (docs/labels.md)"
+    return [Remark(f"{middle:g} rows a class, in the middle of the classes: few", fix)]
 
 
 def _remarks(

@@ -300,7 +300,7 @@ def check_known(
             if label not in unknown:
                 unknown[label] = f"{shown(label)}{did_you_mean(label, classes.names)}"
             wrong.add(unknown[label], spot)
-    refuse(wrong, f"{sum(wrong.many.values()):,} labels that {whose} does not have", where, [fix])
+    refuse(wrong, f"{sum(wrong.many.values()):,} rows have labels that {whose} does not have", where, [fix])
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

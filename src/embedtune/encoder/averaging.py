@@ -65,6 +65,14 @@ def add_mean_layer(model: Any, seed: int) -> None:
     setattr(model.config, MARK, True)
 
 
+def drop_mean_layer(model: Any) -> None:
+    """Take the layer away again, in place: after it all tokens of a row are alike, of no use to a task of tokens."""
+    if getattr(model.config, MARK, False):
+        del model.base_model.encoder.layer[-1]
+        model.config.num_hidden_layers -= 1
+        setattr(model.config, MARK, False)
+
+
 def layer_of(model: Any) -> Any:
     """The layer that means, where a stock model with a head has one, else None."""
     return model.base_model.encoder.layer[-1] if getattr(model.config, MARK, False) else None

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from embedtune import files
-from embedtune.encoder import load, products, varlen
+from embedtune.encoder import exported, load, products, varlen
 from embedtune.errors import UserError, short_list
 
 Precision = Literal["fp32", "bf16"]
@@ -37,6 +37,11 @@ def load_embedder(folder: Path, precision: Precision = "fp32") -> tuple[Any, str
         model[0].model.bfloat16()
         model[0].register_forward_hook(_as_float)
     return model, padded
+
+
+def load_stock(folder: Path) -> Any:
+    """A folder as the stock SentenceTransformer in float32, padded, with nothing of ours in it."""
+    return _open(folder, {}).float().eval()
 
 
 def _as_float(module: Any, given: Any, features: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +86,8 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
 
 def identity(folder: Path) -> str:
     """sha256 of all that decides a model's vectors: weights, tokenizer and settings; not of its name or its card."""
+    if exported.is_export(folder):
+        return files.sha256(folder / files.MANIFEST)
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     kept = sorted(n for n in names if n.endswith(DECIDES) and n.count("/") < 2)
     lines = [f"{name} {files.sha256(folder / name)}" for name in kept]

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from embedtune.encoder import embedder, load
+from embedtune.encoder import embedder, exported, load
 from embedtune.encoder.embed import WINDOW, Embedded, embed
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
@@ -69,7 +69,7 @@ def stream(
 
     `prompt`, where it is given, stands before each text instead of what the model has for the role.
     """
-    if isinstance(encoder, LocalEncoder):
+    if isinstance(encoder, LocalEncoder | exported.Exported):
         yield from encoder.stream(texts, role, prompt)
         return
     if prompt is not None:
@@ -98,7 +98,7 @@ def open_encoder(
     price: float | None = None,
     note: Note = lambda text: None,
 ) -> Encoder:
-    """A model folder, a hub name, the offline package's name, `openai:MODEL` or `vertex:MODEL`.
+    """A model folder, an exported one, a hub name, the offline package's name, `openai:MODEL` or `vertex:MODEL`.
 
     Vectors of hosted models are kept in `cache` (default: `hosted_cache()`), and their cost is counted at `price` per
     million tokens. `pooling` ("cls" or "mean") is for a folder that does not say how its vectors are pooled.
@@ -109,6 +109,11 @@ def open_encoder(
 
         return open_hosted(name, cache=cache or hosted_cache(), price=price, note=note)
     folder = load.find(name)
+    if exported.is_export(folder):
+        if precision != "fp32" or pooling:
+            fix = "leave out --precision and --pooling"
+            raise UserError("is an export: its arithmetic and its pooling are fixed", where=name, fix=fix)
+        return exported.open_exported(name, folder)
     model, padded = embedder.load_embedder(folder, precision)
     if pooling:
         embedder.set_pooling(model, folder, pooling)

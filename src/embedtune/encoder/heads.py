@@ -47,7 +47,9 @@ def load_head(
         **({"classifier_pooling": pooling} if pooling and hasattr(config, "classifier_pooling") else {}),
     }
     loaded = load.load_stock(folder, _auto(kind), seed, settings, WORDS[kind])
-    if pooling == "mean" and averaging.can_average(config) and not hasattr(config, averaging.MARK):
+    if kind == TOKEN:
+        averaging.drop_mean_layer(loaded.model)
+    elif pooling == "mean" and averaging.can_average(config) and not getattr(config, averaging.MARK, False):
         averaging.add_mean_layer(loaded.model, seed)
     prefix = loaded.model.base_model_prefix + "."
     loaded.carried = {name: tensor for name, tensor in loaded.carried.items() if name.startswith(prefix)}
@@ -102,7 +104,7 @@ def _checked(config: Any, pooling: str | None, folder: Path) -> str | None:
     what = f"the stock {config.model_type} head reads the first token (cls); it cannot pool by {pooling}"
     if not averaging.can_average(config):
         raise UserError(what, where="--pooling", fix="leave --pooling out, or take a BERT, RoBERTa or ModernBERT model")
-    if kind_of(folder) == SEQUENCE and not hasattr(config, averaging.MARK):
+    if kind_of(folder) == SEQUENCE and not getattr(config, averaging.MARK, False):
         what = "already has a head, which was trained on the first token (cls)"
         raise UserError(what, where=str(folder), fix="leave --pooling out")
     return pooling

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from embedtune import files
-from embedtune.encoder import varlen
+from embedtune.encoder import averaging, varlen
 from embedtune.errors import UserError, short_list
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -215,6 +215,7 @@ def load_mlm(folder: Path, seed: int) -> Loaded:
     from transformers import AutoModelForMaskedLM
 
     loaded = load_stock(folder, AutoModelForMaskedLM, seed, {}, "a masked language model")
+    averaging.drop_mean_layer(loaded.model)
     if loaded.tokenizer.mask_token_id is None:
         raise UserError("its tokenizer has no mask token, so it cannot learn by masking", where=str(folder))
     return loaded

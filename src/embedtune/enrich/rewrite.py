@@ -29,6 +29,7 @@ from embedtune.encoder.load import Loaded
 from embedtune.encoder.vocabulary import continuations
 from embedtune.enrich.ask import Bill, Chat, ask, in_json
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 
 TOP = 10  # most likely tokens that are sampled from (arXiv 1808.09381)
 MOST_TOKENS = 1024  # of texts, padding included, that a model takes at once
@@ -297,8 +298,7 @@ def guarded(make: Maker, encoder: Encoder, least: float) -> Maker:
     def kept(texts: Sequence[str]) -> list[Made]:
         made = make(texts)
         new = [text for each in made for text in each.texts]
-        vectors = encoder.encode([*texts, *new]).astype(np.float64)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        vectors = unit(encoder.encode([*texts, *new]).astype(np.float64))
         owner = np.repeat(np.arange(len(texts)), [len(each.texts) for each in made])
         near = iter(((vectors[owner] * vectors[len(texts) :]).sum(1) >= least).tolist())
         out = []

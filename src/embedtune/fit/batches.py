@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from embedtune.fit import order
-from embedtune.keyed import permutation
+from embedtune.keyed import key, permutation
 
-WINDOW = 64  # batches among which a row may be moved to stand clear of its like
+WINDOW = 64  # batches among which a row may be moved to stand clear of its like, or beside rows of its length
+TURN = 3  # what a key is for: in which turn the batches of a window come
 
 
 def micro_batches(lengths: Sequence[int] | np.ndarray, max_tokens: int, padded: bool) -> Iterator[tuple[int, int]]:
@@ -32,11 +33,15 @@ class DistinctOrder:
     Rows are moved inside windows of `WINDOW` batches, so the order stays a function of (seed, step) that costs the
     same at any step. A row is left out of its epoch only where one of its texts stands in more rows of the window
     than it has batches (`left_out` counts them); the next epoch's order is another.
+    With `lengths` the rows of a window are dealt to its batches by length, and the batches come in a keyed order.
     """
 
-    def __init__(self, keys: np.ndarray, batch: int, seed: int) -> None:
-        """`keys` (n, 2): numbers of the two texts of each row that may not meet their like: anchor and positive."""
-        self.keys, self.batch, self.seed = keys, batch, seed
+    def __init__(self, keys: np.ndarray, batch: int, seed: int, lengths: np.ndarray | None = None) -> None:
+        """`keys` (n, 2): numbers of the two texts of each row that may not meet their like: anchor and positive.
+
+        `lengths` (n,): of the texts that are to meet others of their length, in tokens.
+        """
+        self.keys, self.batch, self.seed, self.lengths = keys, batch, seed, lengths
         self.window: tuple[int, int] | None = None
         self.plan: list[np.ndarray] = []
         self.left_out = 0  # of the window that was asked for last
@@ -65,18 +70,28 @@ class DistinctOrder:
         return found
 
     def _natural(self, epoch: int, window: int) -> list[np.ndarray]:
-        """The batches as `order.batch_rows` gives them, all of a window at once."""
+        """The batches as `order.batch_rows` gives them, all of a window at once; with `lengths` by length."""
         size = len(self.keys)
         places = np.arange(window * WINDOW * self.batch, min((window + 1) * WINDOW * self.batch, size))
-        return np.split(permutation(places, size, self.seed, epoch), range(self.batch, len(places), self.batch))
+        rows = permutation(places, size, self.seed, epoch)
+        if self.lengths is not None:
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+        return np.split(rows, range(self.batch, len(places), self.batch))
 
     def _arrange(self, epoch: int, window: int) -> None:
+        """The plan of a window."""
+        self.window, self.left_out = (epoch, window), 0
+        self.plan = self._apart(self._natural(epoch, window))
+        if self.lengths is not None:  # else every window would run from short texts to long ones
+            turns = np.argsort(key(self.seed, TURN, epoch, window, np.arange(len(self.plan))), kind="stable")
+            self.plan = [self.plan[turn] for turn in turns]
+
+    def _apart(self, plan: list[np.ndarray]) -> list[np.ndarray]:
         """Each row goes to the first batch from its own on (around the window) that has room and none of its like."""
-        self.window, self.left_out, self.plan = (epoch, window), 0, self._natural(epoch, window)
-        if all(len(np.unique(column)) == len(rows) for rows in self.plan for column in self.keys[rows].T):
-            return
-        batches = [_Batch(self.keys) for _ in self.plan]
-        for number, rows in enumerate(self.plan):
+        if all(len(np.unique(column)) == len(rows) for rows in plan for column in self.keys[rows].T):
+            return plan
+        batches = [_Batch(self.keys) for _ in plan]
+        for number, rows in enumerate(plan):
             for row in rows.tolist():
                 ends = _ends(self.keys, row)
                 for batch in batches[number:] + batches[:number]:
@@ -85,7 +100,7 @@ class DistinctOrder:
                         break
                 else:
                     self.left_out += not _squeeze(row, ends, batches, self.batch)
-        self.plan = [np.array(list(batch.rows), np.int64) for batch in batches]
+        return [np.array(list(batch.rows), np.int64) for batch in batches]
 
 
 End = tuple[int, int]  # a column, and the number of a text in it

@@ -76,6 +76,17 @@ def weights_sha256(folder: Path) -> str:
     return "+".join(files.sha256(file) for file in sorted(folder.rglob("*.safetensors")))
 
 
+def chain(recipe: Any) -> list[Path]:
+    """The folders that a recipe goes on from: the run before, the one before that, and so on."""
+    found: list[Path] = []
+    name = recipe.past.continue_from
+    while name is not None and Path(name).resolve() not in found:
+        found.append(Path(name).resolve())
+        stored = Path(name) / "recipe.toml"
+        name = schema.read_toml(stored).get("past", {}).get("continue_from") if stored.is_file() else None
+    return found
+
+
 def settled(recipe: Any) -> Any:
     """The recipe with what it starts from filled in; a UserError where that is not what it was."""
     past: Past = recipe.past
@@ -199,10 +210,10 @@ def _sides(recipe: Any, folder: Path | None, own: Callable[[Any, Path | None], S
         old = _read_again(run, own, known)
     except UserError as error:
         if past.replay:
-            what = f"the data of this run cannot be used again: {error.what}"
+            what = f"the data of this run cannot be used again: {_first(error)}"
             fix = f"put it back as it was, in the folder that it was read from; {WITHOUT}"
             raise UserError(what, where=str(run.folder), details=error.details, fix=fix) from error
-        lost = f"the data of {run.folder} is not used ({error.what}): nothing shows what is forgotten"
+        lost = f"the data of {run.folder} is not used ({_first(error)}): nothing shows what is forgotten"
         return dataclasses.replace(new, remarks=[*new.remarks, lost], old=0)
     chosen = choose(known.of(new), known.of(old), past.replay, recipe.loop.seed)
     if not len(chosen.train) or len(chosen.dev) < FEWEST_DEV:
@@ -216,10 +227,16 @@ def _sides(recipe: Any, folder: Path | None, own: Callable[[Any, Path | None], S
                                old_sha256=_both(old))  # fmt: skip
 
 
+def _first(error: UserError) -> str:
+    """What and where, without the hints for one who named the file himself."""
+    return f"{error.where}: {error.what}" if error.where else error.what
+
+
 def _read_again(run: Earlier, own: Callable[[Any, Path | None], Sides], known: Known) -> Sides:
     """The rows of a finished run, parted as they were; a UserError where they are not what they were."""
     if str(run.recipe.train).startswith("<"):
         raise UserError("its rows were given in Python")
+    settled(run.recipe)  # the run that this one went on from is still what it was
     found = _sides(run.recipe, run.folder, own, known)
     for what, counts in (("training data", found.counts), ("dev data", found.dev_counts)):
         before = run.account.get(what)

@@ -33,6 +33,7 @@ class Prepared:
     base: Path  # the folder of the model that training starts from
     dev: Any = None  # what the objective is scored on, where it does not know that itself
     old: int | None = None  # of what is scored on, so many (the first) are of the run that this one goes on from
+    texts: tuple[str, ...] = ()  # of objectives that learn vectors: each text, by its token row
 
 
 def name_of(data: Any) -> str:

@@ -10,10 +10,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from embedtune.data.tokens import Tokens
 from embedtune.errors import UserError, did_you_mean
 
 MULTIPLE = "MultipleNegativesRankingLoss"
@@ -27,6 +29,7 @@ OURS = {
     "CachedGISTEmbedLoss": {"guided": True},
 }
 Loss = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+BatchLoss = Callable[[Tensor, np.ndarray, np.ndarray], Tensor]  # of vectors, places and rows: EmbeddingObjective.loss
 
 
 def multiple_negatives(
@@ -65,6 +68,37 @@ def matryoshka(loss: Loss, dims: Sequence[int]) -> Loss:
     def summed(embeddings: Sequence[Tensor], labels: Tensor | None) -> Tensor:
         parts = [loss([F.normalize(e[..., :dim], dim=-1) for e in embeddings], labels) for dim in dims]
         return torch.stack(parts).sum()
+
+    return summed
+
+
+def squared_covariance(vectors: Tensor, z: Tensor) -> Tensor:
+    """|Cov(y, z)|^2 of the normalised vectors y, estimated from a batch; squared Frobenius norm, 0 to 1.
+
+    vectors (U, D); z (U,) with mean 0 and variance 1 over all texts. With a = (y - mean y) z it is the mean of a_i'a_j
+    over all i != j. The terms i = j are left out: they are no covariance but the noise of a small batch, and shrink
+    all vectors. So it may be slightly below zero.
+    """
+    y = F.normalize(vectors, dim=-1)
+    each = (y - y.mean(0)) * z[:, None]
+    return (each.sum(0).square().sum() - each.square().sum()) / max(len(z) * (len(z) - 1), 1)
+
+
+def with_length_penalty(loss: BatchLoss, table: np.ndarray, tokens: Tokens, weight: float) -> BatchLoss:
+    """`loss` plus `weight` times the squared covariance of the batch's distinct texts with their log length.
+
+    table (n, c): the texts of each row, as row numbers of `tokens`, negative where there is none.
+    """
+    if not weight:
+        return loss
+    log = np.log(np.maximum(tokens.lengths(), 1))
+    z = torch.from_numpy((log - log.mean()) / (log.std() or 1.0)).float()
+
+    def summed(vectors: Tensor, place: np.ndarray, rows: np.ndarray) -> Tensor:
+        texts = np.zeros(len(vectors), np.int64)
+        texts[place[place >= 0]] = table[rows][place >= 0]
+        own = z[torch.from_numpy(texts)].to(vectors.device)
+        return loss(vectors, place, rows) + weight * squared_covariance(vectors, own)
 
     return summed
 

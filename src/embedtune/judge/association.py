@@ -19,6 +19,7 @@ import numpy as np
 
 from embedtune.errors import UserError, short_list
 from embedtune.judge.score import DRAWS, Score, percentiles
+from embedtune.nearest import unit
 
 if TYPE_CHECKING:
     from embedtune.encoder.encode import Encoder
@@ -87,7 +88,7 @@ def word_vectors(encoder: Encoder, words: Sequence[str]) -> np.ndarray:
     names = {word for name, listed in lists()["words"].items() if "names" in name for word in listed.split()}
     kinds = [lists()["sentences"]["names" if word in names else "words"] for word in words]
     texts = [sentence.format(word) for word, kind in zip(words, kinds) for sentence in kind]
-    vectors = unit(encoder.encode(texts))
+    vectors = unit(encoder.encode(texts).astype(np.float64))
     return np.stack([part.mean(0) for part in np.split(vectors, np.cumsum([len(kind) for kind in kinds])[:-1])])
 
 
@@ -101,7 +102,7 @@ def association(
     resamples the words of X and of Y (in simulations of 8 and 16 words each it held the truth in 89 to 95 %), p is of
     the hypothesis that the targets were dealt to X and Y at random. Raises UserError for lists of fewer than two words.
     """
-    sides = [unit(side) for side in (x, y, a, b)]
+    sides = [unit(np.asarray(side, np.float64)) for side in (x, y, a, b)]
     if min(len(side) for side in sides) < 2:
         raise UserError("a list has fewer than two words", where=name)
     s = np.concatenate(sides[:2]) @ (sides[2].mean(0) - sides[3].mean(0))
@@ -141,13 +142,6 @@ def permutation_p(x: np.ndarray, y: np.ndarray, *, draws: int = PERMUTATIONS, se
         hits += int((values[np.argpartition(keys, m, axis=1)[:, :m]].sum(1) >= least).sum())
     p = (hits + 1) / (draws + 1)
     return p, math.sqrt(p * (1 - p) / (draws + 1))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (n, D) of length one in float64; a zero row stays zero."""
-    vectors = np.asarray(vectors, np.float64)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
 
 
 def _effects(s: np.ndarray, times: Sequence[np.ndarray], ddof: int) -> np.ndarray:

@@ -187,9 +187,14 @@ def label(measure: str, task: str) -> str:
 
 
 def verdict(scores: Mapping[str, Any]) -> str:
-    """The result in one sentence, with its interval."""
-    change = scores.get("difference")
-    against = scores["against"]
+    """The result in a sentence or two, with its interval."""
+    if scores["task"] in LIBRARIES and scores.get("best_step") == 0:
+        return f"{_change(scores)} No step was better on dev than the head's start: the folder holds that."
+    return _change(scores)
+
+
+def _change(scores: Mapping[str, Any]) -> str:
+    change, against = scores.get("difference"), scores["against"]
     if change is None:
         return f"No scoring was better than {against}: the folder holds its weights, nothing was gained."
     unit = {"contrastive": "queries", "scored": "pairs", "tag": "sentences"}.get(scores["task"], "rows")

@@ -104,7 +104,7 @@ def reliability(report: Report) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def tallies(report: Report, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How many items of each class were right, were predicted and are gold: three of (B, C)."""
-    gold, predicted = _applies(report)
+    gold, predicted = applies(report)
     return weights @ (gold * predicted), weights @ predicted, weights @ gold
 
 
@@ -148,7 +148,7 @@ def roc_auc(report: Report, weights: np.ndarray) -> np.ndarray:
 
     The mean is over the classes that have gold items and others; 0.5 where none has.
     """
-    gold, probabilities = _applies(report)[0] > 0, report.judged()[1]
+    gold, probabilities = applies(report)[0] > 0, report.judged()[1]
     second = report.judged()[0].ndim == 1 and gold.shape[1] == 2
     turned = np.ascontiguousarray(weights.T)
     area, defined = np.zeros(len(weights)), np.zeros(len(weights))
@@ -198,7 +198,7 @@ def _checked(gold: np.ndarray, probabilities: np.ndarray, classes: int, multi: b
     return gold.astype(np.int64)
 
 
-def _applies(report: Report) -> tuple[np.ndarray, np.ndarray]:
+def applies(report: Report) -> tuple[np.ndarray, np.ndarray]:
     """Which classes apply to each item, and which are predicted to: two of (n, C) float64, 0 or 1."""
     gold, probabilities = report.judged()
     if gold.ndim > 1:
@@ -209,7 +209,7 @@ def _applies(report: Report) -> tuple[np.ndarray, np.ndarray]:
 
 def _right(report: Report) -> np.ndarray:
     """Whether all of an item's classes are predicted, and no other: (n,) bool."""
-    gold, predicted = _applies(report)
+    gold, predicted = applies(report)
     return (gold == predicted).all(1)
 
 

@@ -12,11 +12,12 @@ from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import UserError
 from embedtune.judge import classification
 from embedtune.judge.report import Report
-from embedtune.judge.statistics import BIASED, LOWER, STATISTICS, TALLIES
+from embedtune.judge.statistics import BIASED, LOWER, OF_ANSWERS, STATISTICS, TALLIES, answered_otherwise
 
 DRAWS = 2000
 PAIRED_DRAWS = 10_000
 NUMBERS = 1 << 21  # held at once while drawing
+FEW_CHANGED = 6  # changed answers, below which nothing is clear: 2 ** -4 is more than ALPHA
 EXACT = 18  # differences that are not zero, up to which all of their signs are tried
 ALPHA = 0.05
 Verdict = Literal["WIN", "MARGINAL", "REGRESSION"]
@@ -68,8 +69,9 @@ def paired(
 
     For a mean of per-item values the interval is `mean_interval` and p that of `sign_flip`; for any other measure the
     expanded percentile interval of its difference on resampled items, and the p at which that interval would touch
-    zero. `groups` (n,) names for each item what it belongs to; items of one group are drawn together. Raises
-    UserError where items, gold or classes differ, or where there are fewer than two groups.
+    zero; it holds zero where fewer than six items (or groups) are answered otherwise, for of five, all fall on one side
+    by chance in one case of sixteen. `groups` (n,) names for each item what it belongs to; items of one group are drawn
+    together. Raises UserError where items, gold or classes differ, or where there are fewer than two groups.
     """
     name = a.measure(measure)
     b.measure(name)
@@ -84,7 +86,10 @@ def paired(
     before, after = _resampled([a, b], name, place, seed, draws)
     value = float(b.summary[name] - a.summary[name])
     low, high = (float(x) for x in np.quantile(after - before, tails(count)))
-    return Difference(value, low, high, n, count, _p_of_interval(after - before, count), lower)
+    p = _p_of_interval(after - before, count)
+    if name in OF_ANSWERS and (changed := len(np.unique(place[answered_otherwise(a, b)]))) < FEW_CHANGED:
+        low, high, p = min(low, 0.0), max(high, 0.0), max(p, 2.0 ** min(0, 1 - changed))
+    return Difference(value, low, high, n, count, p, lower)
 
 
 def interval(

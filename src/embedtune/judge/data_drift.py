@@ -20,12 +20,13 @@ from scipy.stats import ks_2samp
 from embedtune import keyed, nearest
 from embedtune.data.tokens import uncut
 
+MOST_READ = 20_000  # texts of each side that are read at all
 MOST = 1000  # texts of each kind whose vectors are compared
 FEWEST = 20  # texts of a side without which nothing can be said
 DRAWS = 2000
 FAR = 0.95  # quantile of the old texts' own distances beyond which a new text is far
 SHOWN = 8  # new words that are named
-SAMPLE, FRESH = 8, 9  # what a key is for
+READ, SAMPLE, FRESH = 7, 8, 9  # what a key is for
 WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -33,7 +34,8 @@ WORD = re.compile(r"[^\W\d_]+")
 class DataDrift:
     """New texts against old ones; of each pair of figures the second is of old texts, taken as if they were new.
 
-    `new_words`: share of the words (as often as they occur) that no (other) old text has; `examples` the most frequent.
+    `new_words`: share of the words (as often as they occur) that none of `held` old texts has; `examples`: the most
+    frequent that no old text has.
     `unknown`: share of the tokens that the tokenizer does not know; `pieces`: tokens of a word. `words`: the quartiles
     of words a text; `length_gap`: the largest gap between the two distributions (Kolmogorov-Smirnov, 0 to 1).
     `distance`: mean cosine distance to the nearest of `reference` old texts, `low` to `high` the 95 % interval of the
@@ -43,6 +45,7 @@ class DataDrift:
     old: str
     new: str
     texts: tuple[int, int]
+    held: int
     new_words: tuple[float, float]
     examples: tuple[str, ...]
     unknown: tuple[float, float] | None
@@ -67,8 +70,8 @@ class DataDrift:
         mine, theirs = self.new_words
         named = f", most often {', '.join(self.examples)}" if self.examples else ""
         said = [
-            f"{mine:.0%} of the words in {self.new} are in no text of {self.old}{named}; "
-            f"of a text of {self.old}, {theirs:.0%} are in none of the others"
+            f"{mine:.0%} of the words in {self.new} are in none of {self.held:,} texts of {self.old}{named}; "
+            f"of the words in other texts of {self.old}, {theirs:.0%} are"
         ]
         if self.unknown and self.pieces:
             said.append(
@@ -104,7 +107,7 @@ def data_drift(
 
     `tokenizer` and `encode` are the model's; where they are None, their figures are not made.
     """
-    sides = [list(dict.fromkeys(side[1])) for side in (old, new)]
+    sides = [_order(list(dict.fromkeys(side[1])), seed, READ)[:MOST_READ] for side in (old, new)]
     if min(map(len, sides)) < FEWEST:
         return None
     # As if they were new: as many old texts as new ones, half of them at most.
@@ -112,16 +115,18 @@ def data_drift(
     count = min(len(order) // 2, max(FEWEST // 2, len(sides[1])))
     fresh, rest = order[:count], order[count:]
     seen, others = Counter(_words(sides[0])), Counter(_words(rest))
-    strange = [word for word in _words(sides[1]) if word not in seen]
+    strange = [word for word in _words(sides[1]) if word not in others]
     again = [word for word in _words(fresh) if word not in others]
+    named = Counter(word for word in strange if word not in seen)
     counts = [max(1, sum(1 for _ in _words(side))) for side in (sides[1], fresh)]
     lengths = [np.array([len(text.split()) for text in side]) for side in (sides[1], sides[0])]
     found = DataDrift(
         old[0],
         new[0],
         (len(sides[1]), len(sides[0])),
+        len(rest),
         (len(strange) / counts[0], len(again) / counts[1]),
-        tuple(word for word, _ in Counter(strange).most_common(SHOWN)),
+        tuple(word for word, _ in named.most_common(SHOWN)),
         None,
         None,
         (_quartiles(lengths[0]), _quartiles(lengths[1])),

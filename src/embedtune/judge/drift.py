@@ -53,7 +53,7 @@ class Drift:
 
 def drift(before: np.ndarray, after: np.ndarray) -> Drift:
     """Compare vectors (n, D) and (n, E) of the same n texts."""
-    a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (before, after))
+    a, b = nearest.unit(before), nearest.unit(after)
     k = min(NEIGHBOURS, len(a) - 1)
     shared = []
     for one, two in zip(_nearest(a, k), _nearest(b, k), strict=True):

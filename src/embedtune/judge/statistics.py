@@ -18,6 +18,8 @@ KEPT = ("gold", "predicted", "counts")  # of a report, an entry for each item
 LOWER = frozenset({"log_loss", "ECE", "MAE", "RMSE"})  # measures of which less is better
 # Measures that few items of a class or a bin put off on average, and the fewer items of a resample once more.
 BIASED = frozenset({"F1", "ECE"})
+# Measures of the answers alone: they change only with items whose answer does.
+OF_ANSWERS = frozenset({"accuracy", "balanced_accuracy", "F1", "F1_micro", "MCC", "precision", "recall"})
 
 
 # From the same to how many of each class are right, predicted and gold: three of (B, C).
@@ -25,6 +27,16 @@ TALLIES: Mapping[Task, Callable[[Report, np.ndarray], tuple[np.ndarray, np.ndarr
     "classification": classification.tallies,
     "tagging": tagging.tallies,
 }
+
+
+def answered_otherwise(a: Report, b: Report) -> np.ndarray:
+    """(n,) bool: items that two reports of the same items answer differently; all, where there are no answers."""
+    if a.task == "classification":
+        changed: np.ndarray = (classification.applies(a)[1] != classification.applies(b)[1]).any(1)
+        return changed
+    if a.counts is not None and b.counts is not None and a.classes == b.classes:
+        return np.asarray((a.counts != b.counts).any(1))
+    return np.ones(len(a.items), bool)
 
 
 def part(report: Report, rows: slice) -> Report:

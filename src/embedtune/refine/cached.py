@@ -78,6 +78,13 @@ def cache(
     return Cached(x, tokens, z, truncated, (low, high))
 
 
+def cached_of(x: np.ndarray, tokens: np.ndarray) -> Cached:
+    """Vectors (n, d) and tokens (n,) that are in memory already, without columns."""
+    refuse_non_finite(x)
+    norms = np.linalg.norm(x.astype(np.float64), axis=1)
+    return Cached(x, tokens, np.zeros((len(x), 0)), 0, (float(norms.min()), float(norms.max())))
+
+
 def _texts(rows: Iterable[Labelled], waiting: list[Mapping[str, Any]]) -> Iterator[str]:
     """The texts of rows; their values wait until the vectors come."""
     for text, values in rows:

@@ -25,6 +25,7 @@ from embedtune.refine.concepts import Encoding, Survey, length_encodings, missin
 from embedtune.refine.cost import Cost, movement, tasks
 from embedtune.refine.probes import ASKED, FEWEST, basis, chance_below
 from embedtune.refine.sidecar import ABOUT, digest, fitted_texts, read_about
+from embedtune.refine.told import KIND, Oracle, ToldEncoder
 
 LENGTH = "length"
 CERTIFICATE = "certificate"
@@ -73,6 +74,8 @@ def certify(
 
     folder = load.find(model)
     about = read_about(folder) if (folder / ABOUT).is_file() else None
+    oracle = Oracle.load(folder) if about and about["kind"] == KIND else None
+    home = load.find(oracle.about["model"]) if oracle else folder  # where the weights are
     if (judged.retrieval or judged.similarity) and base is None:
         raise UserError("a task is judged against the base", where="--retrieval, --similarity", fix="give --base")
     encodings = _erased(about, fresh.concept)
@@ -88,8 +91,10 @@ def certify(
     if fitted is None:
         remarks.append("rows of the fit were not looked for: the folder is of an older version, which kept no digests")
     note(f"embedding {len(texts):,} texts")
-    encoder = open_encoder(model, precision=precision, note=note)
+    encoder = open_encoder(oracle.about["model"] if oracle else model, precision=precision, note=note)
     x, tokens, truncated = _embed(encoder, texts)
+    if oracle:
+        x, encoder = oracle(x, tokens if values is None else values), _told(encoder, oracle, judged)
     if not encodings:
         encodings = length_encodings(tokens) if values is None else (_survey(name, values, fresh.kind),)
     target = _target(encodings, values, tokens)
@@ -105,8 +110,18 @@ def certify(
         cost = Cost(movement(old, x, seed), tasks(other, encoder, judged.retrieval, judged.similarity))
     if truncated:
         remarks.append(f"{truncated:,} texts were cut at the model's limit: they count as cut")
-    digests = {"data": counts.sha256, "erasure": about["erasure_sha256"] if about else None, **weight_sums(folder)}
-    return Certificate(model, base, name, after, before, _erasure(about, folder), cost, digests, seed, tuple(remarks))
+    digests = {"data": counts.sha256, "erasure": about["erasure_sha256"] if about else None, **weight_sums(home)}
+    return Certificate(model, base, name, after, before, _erasure(about, home), cost, digests, seed, tuple(remarks))
+
+
+def _told(encoder: Any, oracle: Oracle, judged: Judged) -> ToldEncoder:
+    """The encoder of an oracle of length; a UserError where a task's texts would need a value that nothing tells."""
+    if oracle.encoding.source == "column" and (judged.retrieval or judged.similarity):
+        what = f"nothing tells the oracle {oracle.encoding.name!r} of the texts of a task"
+        raise UserError(
+            what, where="--retrieval, --similarity", fix="leave them out; an oracle of length counts tokens"
+        )
+    return ToldEncoder(encoder, oracle)
 
 
 def earlier(folder: Path) -> list[str]:

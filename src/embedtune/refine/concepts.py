@@ -166,7 +166,7 @@ class Survey:
             raise self._error(f"is {self.low:g} in every row: there is nothing to erase")
         if kind == "scalar":
             return Encoding(self.name, kind, source=self.source)
-        knots = np.unique([self.low, *np.quantile(self.sample, np.linspace(0, 1, KNOTS)[1:-1]), self.high])
+        knots = _knots(self.low, self.high, self.sample)
         if kind == "ordinal":
             if len(self.counts) > MOST_CLASSES:
                 raise self._error(f"has more than {MOST_CLASSES:,} levels", "--kind scalar or --kind function")
@@ -185,13 +185,27 @@ class Survey:
 
 
 def length_encodings(tokens: np.ndarray) -> tuple[Encoding, Encoding]:
-    """The token count itself, and all smooth functions of its logarithm; tokens (n,) may be a memory map."""
-    count, log = Survey("length", "tokens"), Survey("length", "log tokens")
-    for start in range(0, len(tokens), SAMPLE):
-        for value in tokens[start : start + SAMPLE].tolist():
-            count.add(value)
-            log.add(float(np.log(max(value, 1))))
-    return count.encoding("scalar"), log.encoding("function")
+    """The token count itself, and all smooth functions of its logarithm; tokens (n,) may be a memory map.
+
+    Raises UserError where all texts are of one length.
+    """
+    low, high = np.log(np.maximum([tokens.min(), tokens.max()], 1))
+    if low == high:
+        what = f"is {tokens.max():,} tokens in every row: there is nothing to erase"
+        raise UserError(what, where="concept 'length'", fix="give texts of different lengths")
+    stride = 1
+    while len(tokens) > stride * SAMPLE:
+        stride *= 2
+    knots = _knots(low, high, np.log(np.maximum(tokens[::stride], 1)))
+    return (
+        Encoding("length", "scalar", source="tokens"),
+        Encoding("length", "function", knots=tuple(knots.tolist()), source="log tokens"),
+    )
+
+
+def _knots(low: float, high: float, sample: np.ndarray | list[float]) -> np.ndarray:
+    """Knots of a spline: the ends, and quantiles between."""
+    return np.unique([low, *np.quantile(sample, np.linspace(0, 1, KNOTS)[1:-1]), high])
 
 
 def encode(encodings: Sequence[Encoding], columns: Mapping[str, Sequence[Any]], tokens: np.ndarray) -> np.ndarray:

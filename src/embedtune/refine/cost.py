@@ -14,7 +14,7 @@ from embedtune.judge.compare import Difference, paired
 from embedtune.judge.drift import Drift, drift
 from embedtune.judge.retrieval import judge_retrieval
 from embedtune.judge.similarity import judge_similarity
-from embedtune.refine.fitting import unit as unit_vectors
+from embedtune.nearest import unit
 
 if TYPE_CHECKING:
     from embedtune.encoder.encode import Encoder
@@ -53,9 +53,9 @@ class Cost:
 
 def hubness(x: np.ndarray, tokens: np.ndarray) -> Hubness:
     """Hubness by length of vectors (m, d) of texts of so many tokens (m,), with its 95 % interval (Fisher's z)."""
-    unit = unit_vectors(x.astype(np.float64))
+    near = unit(x.astype(np.float64))
     # The mean over all other rows: a row's cosine with itself says nothing.
-    mean = (unit @ unit.sum(0) - 1) / (len(unit) - 1)
+    mean = (near @ near.sum(0) - 1) / (len(near) - 1)
     log = np.log(np.maximum(tokens, 1))
     if log.std() == 0 or mean.std() <= 1e-12:
         return Hubness(0.0, 0.0, 0.0)

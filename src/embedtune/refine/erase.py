@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any, Literal
 from embedtune.data.columns import parse_columns
 from embedtune.data.read import BadRows, Counts, DataLike, Row, read_texts
 from embedtune.errors import UserError, short_list
-from embedtune.refine.cached import cache
-from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
+from embedtune.refine.affine import Affine
+from embedtune.refine.cached import Cached, cache
+from embedtune.refine.concepts import NUMBERS, Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
 from embedtune.refine.probes import floor
 from embedtune.refine.sidecar import digest, write_erasure
@@ -101,7 +102,7 @@ class Erased:
         after = "the normalised output" if self.normalised else "the output"
         gone = self.variance
         change = f"{gone:.1%} of the variance is gone" if gone >= 0 else f"the variance grew by {-gone:.1%}"
-        out = [f"{_words(each)}: linear R2 {a:.4f} -> {b:.4f}" for each, (a, b) in zip(self.concepts, self.r2)]
+        out = [f"{in_words(each)}: linear R2 {a:.4f} -> {b:.4f}" for each, (a, b) in zip(self.concepts, self.r2)]
         return [
             *out,
             f"method {self.method}: {self.rank:,} of {self.live:,} live dimensions, fitted on {self.n:,} texts"
@@ -140,60 +141,94 @@ def erase(
     wanted.check()
     kinds = wanted.kinds()
     source = bake.source_of(model, out, force)
-    encodings, remarks = _survey(texts, wanted, kinds)
+    encodings, remarks = survey(texts, wanted, kinds)
     opened = embedder.load_trainable(source)
     normalised = bake.take_normalize(opened.model)
-    method, normalise, said = _way(wanted.method, normalised, opened.model.similarity_fn_name)
     counts, read = Counts(), array("Q")
     with tempfile.TemporaryDirectory() as scratch:
-        rows = _labelled(_rows(texts, wanted, counts), wanted.columns, read)
+        rows = labelled(read_rows(texts, wanted, counts), wanted.columns, read)
         cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), rows, encodings, note=note)
-        concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
-        concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
-        found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
-        norms, truncated = cached.norms, cached.truncated
+        applied = apply(opened.model, normalised, cached, wanted, encodings, Path(out))
         del cached  # the memory maps go before their files
-    place = bake.attach(opened.model, found.affine, normalise)
-    if truncated:
-        remarks.append(f"{truncated:,} texts ({truncated / found.n:.1%}) were cut at the model's limit")
-    erased = Erased(Path(out), concepts, method, place, normalise, found.n, found.live, found.rank, found.r2,
-                    found.left, found.passes, found.cosines, found.variance,
-                    (*remarks, *said, *counted(counts), *found.remarks))  # fmt: skip
-    about = {
-        "kind": "erasure", "model": model, "concepts": [each.as_json() for each in concepts],
-        "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
-        "place": place, "space": "sphere" if method == "sphere" else space_of(norms), "normalise": normalise,
-        "norms": norms, "dimension": found.affine.weight.shape[1], "live_dimensions": found.live, "n_fit": found.n,
-        "rank": found.rank, "canonical_correlations": found.correlations, "covariance_left": found.left,
-        "r2": found.r2, "passes": found.passes, "data_sha256": counts.sha256, "embedtune": _version(),
-    }  # fmt: skip
+    said = (*remarks, *counted(counts), *applied.erased.remarks)
+    applied = replace(applied, erased=replace(applied.erased, remarks=said))
     bake.write_model(
         opened,
         Path(out),
-        lambda folder, weights: write_erasure(folder, found.affine, {**about, "weights": weights}, read),
-        _card(model, erased),
+        lambda folder, weights: applied.record(folder, model, counts.sha256, weights, read),
+        _card(model, applied.erased),
     )
-    return erased
+    return applied.erased
 
 
-def _survey(texts: Texts, wanted: Erasure, kinds: Mapping[str, Any]) -> tuple[tuple[Encoding, ...], list[str]]:
-    """The encodings of the columns, the preserved one last, and what was missing; one pass over the data."""
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """An erasure that is in a model, and is not written yet."""
+
+    erased: Erased
+    affine: Affine
+    about: Mapping[str, Any]
+
+    def record(self, folder: Path, model: str, data: str, weights: Mapping[str, str], texts: Any) -> None:
+        """Add the sidecar to the model's folder; `texts` are the digests of the fit."""
+        about = {**self.about, "model": model, "data_sha256": data, "weights": weights, "embedtune": release()}
+        write_erasure(folder, self.affine, about, texts)
+
+
+def apply(
+    model: Any, normalised: bool, cached: Cached, wanted: Erasure, encodings: tuple[Encoding, ...], out: Path
+) -> Applied:
+    """Fit the map on cached vectors and put it into a SentenceTransformer, whose Normalize (if any) was taken off."""
+    from embedtune.refine import bake
+
+    method, normalise, said = _way(wanted.method, normalised, model.similarity_fn_name)
+    concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
+    concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
+    found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
+    place = bake.attach(model, found.affine, normalise)
+    if cached.truncated:
+        said.insert(0, f"{cached.truncated:,} texts ({cached.truncated / found.n:.1%}) were cut at the model's limit")
+    erased = Erased(out, concepts, method, place, normalise, found.n, found.live, found.rank, found.r2, found.left,
+                    found.passes, found.cosines, found.variance, (*said, *found.remarks))  # fmt: skip
+    about = {
+        "kind": "erasure", "concepts": [each.as_json() for each in concepts],
+        "preserve": [each.as_json() for each in preserve], "method": method, "strength": wanted.strength,
+        "place": place, "space": "sphere" if method == "sphere" else space_of(cached.norms), "normalise": normalise,
+        "norms": cached.norms, "dimension": found.affine.weight.shape[1], "live_dimensions": found.live,
+        "n_fit": found.n, "rank": found.rank, "canonical_correlations": found.correlations,
+        "covariance_left": found.left, "r2": found.r2, "passes": found.passes,
+    }  # fmt: skip
+    return Applied(erased, found.affine, about)
+
+
+def survey(
+    texts: Texts, wanted: Erasure, kinds: Mapping[str, Any], *, smooth: bool = False
+) -> tuple[tuple[Encoding, ...], list[str]]:
+    """The encodings of the columns, the preserved one last, and what was missing; one pass over the data.
+
+    `smooth`: of a number all smooth functions are taken.
+    """
     surveys = {name: Survey(name) for name in wanted.columns}
     if not surveys:
         return (), []
     left_out = 0
-    for row in _rows(texts, wanted, Counts()):
+    for row in read_rows(texts, wanted, Counts()):
         left_out += not all([survey.add(row.values.get(name)) for name, survey in surveys.items()])
     remarks = [f"{left_out:,} rows left out: no value of {short_list(list(surveys))}"] if left_out else []
-    return tuple(surveys[name].encoding(kinds[name]) for name in surveys), remarks
+    found = {name: each.encoding(kinds[name]) for name, each in surveys.items()}
+    if smooth:
+        numbers = [name for name, each in found.items() if each.kind in NUMBERS]
+        found |= {name: surveys[name].encoding("function") for name in numbers}
+    return tuple(found.values()), remarks
 
 
-def _rows(texts: Texts, wanted: Erasure, counts: Counts) -> Iterator[Row]:
+def read_rows(texts: Texts, wanted: Erasure, counts: Counts) -> Iterator[Row]:
+    """The rows of the data, with the columns of the concepts."""
     columns = {**parse_columns(texts.columns), **{name: name for name in wanted.columns}}
     return islice(read_texts(texts.data, columns=columns, bad_rows=texts.bad_rows, counts=counts), texts.rows)
 
 
-def _labelled(rows: Iterable[Row], names: tuple[str, ...], read: array[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def labelled(rows: Iterable[Row], names: tuple[str, ...], read: array[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Texts with the values of all concepts; the digest of each goes to `read`."""
     for row in rows:
         values = {name: row.values.get(name) for name in names}
@@ -223,7 +258,8 @@ def counted(counts: Counts) -> list[str]:
     return out + [f"{n:,} rows mended: {reason}" for reason, n in counts.replaced.items()]
 
 
-def _words(concept: Encoding) -> str:
+def in_words(concept: Encoding) -> str:
+    """A concept's name and kind."""
     name = concept.name if concept.source == "column" else concept.source
     classes = f" of {len(concept.classes):,}" if concept.classes else ""
     return f"{name} ({concept.kind}{classes})"
@@ -235,7 +271,8 @@ def _card(model: str, erased: Erased) -> str:
     return f"# Model with concepts erased\n\nMade from `{model}` with embedtune: {erased.place}.\n\n{lines}\n"
 
 
-def _version() -> str:
+def release() -> str:
+    """The version of embedtune."""
     try:
         return version("embedtune")
     except PackageNotFoundError:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
-from embedtune.refine.statistics import FLOAT32, Statistics, accumulate, solve
+from embedtune.refine.statistics import FLOAT32, Statistics, solve
 
 Method = Literal["leace", "orthogonal", "inlp", "direction"]
 RHO = 1e-8  # a canonical correlation below it is rounding
@@ -39,11 +39,11 @@ class Whitening:
         return Affine(weight, self.mean - weight @ self.mean)
 
 
-def whitening(statistics: Statistics, epsilon: float = FLOAT32, *, shrink: bool = True) -> Whitening:
+def whitening(statistics: Statistics, *, shrink: bool = True) -> Whitening:
     """Whitened coordinates of the directions that live; the others have no coordinate, so they go to their mean.
 
     Dead are coordinates with less than 1e-6 of the median spread (a LayerNorm gain near zero), and eigen-directions of
-    the correlation matrix below `epsilon` d lambda_max: in floating point both still carry what was divided out.
+    the correlation matrix below 2^-23 d lambda_max: in floating point both still carry what was divided out.
     With fewer rows than 2 d the correlations are shrunk towards zero, by the optimum for a normal law (OAS, arXiv
     0907.4698); with fewer than d nothing but a dead coordinate can be told from one that was not seen yet.
     Without `shrink` they are the rows' own: that is for measuring these rows, and makes no map for others.
@@ -59,7 +59,7 @@ def whitening(statistics: Statistics, epsilon: float = FLOAT32, *, shrink: bool 
     values, vectors = np.linalg.eigh(correlation)
     shrinkage = _shrinkage(values, statistics.n_effective) if shrink and statistics.n_effective < 2 * d else 0.0
     if not shrink or statistics.n_effective > d:
-        kept = values > values[-1] * d * epsilon
+        kept = values > values[-1] * d * FLOAT32
         values, vectors = values[kept], vectors[:, kept]
     root = np.sqrt((1 - shrinkage) * np.maximum(values, 0) + shrinkage)
     forward, back = np.zeros((len(root), len(alive))), np.zeros((len(alive), len(root)))
@@ -96,11 +96,9 @@ def whitened_concept(statistics: Statistics, columns: slice = slice(None)) -> np
     return out
 
 
-def canonical_correlations(
-    statistics: Statistics, columns: slice = slice(None), epsilon: float = FLOAT32
-) -> np.ndarray:
+def canonical_correlations(statistics: Statistics, columns: slice = slice(None)) -> np.ndarray:
     """How well each independent part of the concept can be read out linearly: correlations in [0, 1], largest first."""
-    moved = _moved(statistics, whitening(statistics, epsilon, shrink=False), columns)
+    moved = _moved(statistics, whitening(statistics, shrink=False), columns)
     return np.minimum(np.linalg.svd(moved, compute_uv=False), 1) if moved.size else np.zeros(0)  # 1 + rounding
 
 
@@ -143,27 +141,27 @@ def _span(moved: np.ndarray) -> np.ndarray:
     return left[:, values > RHO]
 
 
-def leace(statistics: Statistics, *, keep: int = 0, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def leace(statistics: Statistics, *, keep: int = 0, strength: float = 1.0) -> Affine:
     """The map that changes the vectors least and leaves no covariance with the concept.
 
     The last `keep` columns of z are not erased: the covariance with them stays exactly as it is (SPLINCE).
     `strength` t goes that part of the way: covariances shrink to 1 - t of what they were.
     """
     _check(strength)
-    white, split = whitening(statistics, epsilon), len(statistics.mean_z) - keep
+    white, split = whitening(statistics), len(statistics.mean_z) - keep
     moved, kept = (_moved(statistics, white, part) for part in (slice(split), slice(split, None)))
     return white.affine(removal(moved, kept), strength)
 
 
-def orthogonal(statistics: Statistics, *, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def orthogonal(statistics: Statistics, *, strength: float = 1.0) -> Affine:
     """Projects out how the vectors move with the concept, Cov(x, z): exact too, but it changes more than LEACE."""
     _check(strength)
-    white = whitening(statistics, epsilon)
+    white = whitening(statistics)
     basis = np.linalg.qr(white.back @ _span(_moved(statistics, white, slice(None))))[0]
     return _projected(white, basis, strength)
 
 
-def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0) -> Affine:
     """Projects out the regression direction, fits another one on what is left, and so on (arXiv 2004.07667).
 
     Kept to compare with: it takes many rounds, each of which damages the vectors, and is never exact.
@@ -175,18 +173,18 @@ def inlp(statistics: Statistics, *, rounds: int = 20, strength: float = 1.0, eps
         left = np.eye(len(basis)) - basis @ basis.T
         S_xx = left @ statistics.S_xx @ left
         now = replace(statistics, S_xx=(S_xx + S_xx.T) / 2, S_xz=left @ statistics.S_xz @ concept)
-        found = left @ solve(now, epsilon)[0]
+        found = left @ solve(now)[0]
         read = np.einsum("ij,ij->j", found, now.S_xz) / statistics.weight  # R2 of each part of the concept
         if not (read > RHO**2).any():
             break
         found = found[:, read > RHO**2]
         basis = np.hstack([basis, _span(found / np.linalg.norm(found, axis=0))])
-    return _projected(whitening(statistics, epsilon), basis, strength)
+    return _projected(whitening(statistics), basis, strength)
 
 
-def direction(statistics: Statistics, *, strength: float = 1.0, epsilon: float = FLOAT32) -> Affine:
+def direction(statistics: Statistics, *, strength: float = 1.0) -> Affine:
     """Projects out the one regression direction of each column: the naive method, which leaves most of the concept."""
-    return inlp(statistics, rounds=1, strength=strength, epsilon=epsilon)
+    return inlp(statistics, rounds=1, strength=strength)
 
 
 METHODS: dict[str, Callable[..., Affine]] = {m: globals()[m] for m in get_args(Method)}
@@ -202,40 +200,3 @@ def _projected(white: Whitening, basis: np.ndarray, strength: float) -> Affine:
 def _check(strength: float) -> None:
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
-
-
-@dataclass(frozen=True, eq=False)
-class Oracle:
-    """Erasure that is told the concept's value: mean and spread of the vectors given z become those of all.
-
-    For what is known when a text is embedded (its length). It takes away what no affine map can, and is no stock
-    module. Functions of z are those of the encoding whose Z (n, k) is given.
-    """
-
-    mean: np.ndarray  # (d,)
-    mean_z: np.ndarray  # (k,)
-    slope: np.ndarray  # (k, d): the mean given z is mean + (z - mean_z) slope
-    log_spread: np.ndarray  # (1 + k,): the log spread given z, less that of all rows
-
-    def __call__(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Vectors (n, d) with their Z (n, k) -> erased ones, float64."""
-        centred = z - self.mean_z
-        rest = np.asarray(x, np.float64) - self.mean - centred @ self.slope
-        return self.mean + rest / np.exp(self.log_spread[0] + centred @ self.log_spread[1:])[:, None]
-
-
-def oracle(chunks: Callable[[], Any]) -> Oracle:
-    """Fit an `Oracle` on a stream of (x, z) that `chunks()` starts anew: moments, then log |rest|^2 on z."""
-    first = accumulate(chunks())
-    concept = whitened_concept(first)
-    slope = concept @ concept.T @ first.S_xz.T / first.weight
-    plain = Oracle(first.mean_x, first.mean_z, slope, np.zeros(1 + len(first.mean_z)))
-
-    def spreads() -> Any:
-        for x, z in chunks():
-            rest = plain(x, z) - plain.mean
-            yield np.log(np.maximum(np.linalg.norm(rest, axis=1), 1e-300))[:, None], z
-
-    second = accumulate(spreads())
-    weights = concept @ concept.T @ second.S_xz.T / second.weight
-    return replace(plain, log_spread=np.concatenate([[0.0], weights[:, 0]]))

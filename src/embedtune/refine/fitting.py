@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate as running
 from typing import Any
 
 import numpy as np
 
+from embedtune.nearest import unit
 from embedtune.refine import eraser
 from embedtune.refine.affine import Affine
 from embedtune.refine.cached import Cached
@@ -17,6 +18,7 @@ from embedtune.refine.eraser import canonical_correlations, whitened_concept, wh
 from embedtune.refine.sphere import sphere
 from embedtune.refine.statistics import Statistics, accumulate
 
+ONE_WAY = 4  # squared length of the mean, in variances: there the mean cosine of two texts is about 0.8
 PAIRS = 1000  # pairs of texts whose cosines are compared
 CONVERGED = 1e-10  # covariance of the fitted rows that a map which is exact may leave
 
@@ -68,7 +70,7 @@ def fit_map(
         if fitted.left > CONVERGED:
             last = [
                 f"note: {passes} passes of the sphere method did not converge: {fitted.left:.1e} of covariance left; "
-                "erase fewer concepts at once, or fit on more texts"
+                f"erase fewer concepts at once, or fit on more texts{_one_way(moments)}"
             ]
     else:
         kept: dict[str, Any] = {"keep": keep} if keep else {}
@@ -90,35 +92,42 @@ def fit_map(
         live=white.back.shape[1],
         rank=int(np.linalg.matrix_rank(gone, tol=1e-6)),
         correlations=tuple(canonical_correlations(moments, everything).tolist()),
-        r2=tuple((_r2(before, part), _r2(after, part)) for part in parts),
-        left=_covariance(after, everything),
+        r2=tuple((best_r2(before, part), best_r2(after, part)) for part in parts),
+        left=largest_covariance(after, everything),
         passes=passes,
-        cosines=_cosines(cached.x, affine),
+        cosines=cosine_change(cached.x, lambda x, rows: affine(x)),
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
         remarks=(*remarks, *last),
     )
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """Vectors (n, d) of norm one."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300)
+def _one_way(moments: Statistics) -> str:
+    """What to do about vectors whose mean is far longer than their spread.
+
+    Divided by their norms such vectors keep of the common direction only |rest|^2 / 2 |mean|^2. No small map can make
+    that uncorrelated with anything: the part along the mean would have to move as far as the mean itself.
+    """
+    if np.sum(moments.mean_x**2) < ONE_WAY * np.trace(moments.S_xx) / moments.weight:
+        return ""
+    return ". The vectors all point one way; first take that away: embedtune refine reduce --method top"
 
 
-def _r2(statistics: Statistics, part: slice) -> float:
+def best_r2(statistics: Statistics, part: slice) -> float:
     """R2 of the best linear read-out of the best combination of a concept's columns; a scalar has only one."""
     found = canonical_correlations(statistics, part)
     return float(found[0] ** 2) if len(found) else 0.0
 
 
-def _covariance(statistics: Statistics, part: slice) -> float:
+def largest_covariance(statistics: Statistics, part: slice) -> float:
+    """The largest covariance of a coordinate with a part of the concept, in standard deviations of both sides."""
     covariance = statistics.S_xz @ whitened_concept(statistics, part) / statistics.weight
     return float(np.abs(covariance).max(initial=0) / np.sqrt(np.trace(statistics.S_xx) / statistics.weight))
 
 
-def _cosines(x: np.ndarray, affine: Affine) -> float:
-    """Mean absolute change of the cosine of two texts that stand far apart."""
+def cosine_change(x: np.ndarray, changed: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> float:
+    """Mean absolute change of the cosine of two texts that stand far apart; `changed(x, rows)` maps some rows of x."""
     m = min(PAIRS, len(x) // 2)
     chosen = np.linspace(0, len(x) - 1, 2 * m).astype(int)
     raw = x[chosen].astype(np.float64)
-    one, other = (np.einsum("ij,ij->i", each[:m], each[m:]) for each in (unit(raw), unit(affine(raw))))
+    one, other = (np.einsum("ij,ij->i", each[:m], each[m:]) for each in (unit(raw), unit(changed(raw, chosen))))
     return float(np.abs(one - other).mean()) if m else 0.0

@@ -19,11 +19,11 @@ import numpy as np
 from embedtune.data.columns import parse_columns
 from embedtune.data.read import Counts, read_texts
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 from embedtune.refine.affine import Affine
 from embedtune.refine.cached import Cached, Labelled, cache
 from embedtune.refine.erase import Texts, counted
 from embedtune.refine.eraser import whitening
-from embedtune.refine.fitting import unit
 from embedtune.refine.statistics import Statistics, accumulate
 
 Method = Literal["pca", "whiten", "truncate", "top"]

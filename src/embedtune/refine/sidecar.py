@@ -12,6 +12,7 @@ import numpy as np
 
 from embedtune import files
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 from embedtune.refine.affine import Affine
 from embedtune.refine.space import check_space
 
@@ -51,8 +52,7 @@ class Eraser:
 
             wide = out if out.dtype.itemsize > 4 else out.float()
             return normalize(wide, dim=-1).to(out.dtype)
-        wide = out.astype(np.float64)
-        return (wide / np.linalg.norm(wide, axis=-1, keepdims=True)).astype(out.dtype)
+        return unit(out.astype(np.float64)).astype(out.dtype)
 
     @classmethod
     def load(cls, folder: Path | str) -> Eraser:
@@ -66,6 +66,9 @@ class Eraser:
 
         path = Path(folder)
         about = read_about(path)
+        if about.get("kind") == "oracle":
+            what = "holds an oracle, which has to be told the concept's value of every vector"
+            raise UserError(what, where=str(path), fix="Oracle.load(folder)(embeddings, values)")
         try:
             if files.sha256(path / WEIGHTS) != about["erasure_sha256"]:
                 raise ValueError(f"{WEIGHTS} and {ABOUT} are not of the same run")
@@ -101,15 +104,19 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def write_erasure(folder: Path, affine: Affine, about: Mapping[str, Any], texts: Any = ()) -> None:
+    """Add erasure.safetensors, weight and bias in float64, and erasure.json: see `write_record`."""
+    arrays = {"weight": np.ascontiguousarray(affine.weight), "bias": np.ascontiguousarray(affine.bias)}
+    write_record(folder, arrays, about, texts)
+
+
+def write_record(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], texts: Any) -> None:
     """Add erasure.safetensors and, last, erasure.json, which names its sha256.
 
-    The first holds weight and bias in float64, and the `digest` of every text of the fit in uint64, sorted.
+    The first also holds the `digest` of every text of the fit in uint64, sorted.
     """
     from safetensors.numpy import save
 
-    arrays = {"weight": np.ascontiguousarray(affine.weight), "bias": np.ascontiguousarray(affine.bias)}
-    arrays["texts"] = np.unique(np.array(texts, np.uint64))
-    files.write_bytes(folder / WEIGHTS, save(arrays))
+    files.write_bytes(folder / WEIGHTS, save({**arrays, "texts": np.unique(np.array(texts, np.uint64))}))
     files.write_json(folder / ABOUT, {**about, "erasure_sha256": files.sha256(folder / WEIGHTS)})
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
 from embedtune.refine.eraser import COLLINEAR, Whitening, check_room, removal, whitened_concept, whitening
-from embedtune.refine.statistics import FLOAT32, Statistics
+from embedtune.refine.statistics import Statistics
 
 Chunks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # (x (m, d), z (m, k)), from the start at each call
 ENOUGH = 1e-12  # covariance, in standard deviations of both sides, that counts as none
@@ -57,7 +57,6 @@ def sphere(
     keep: int = 0,
     strength: float = 1.0,
     passes: int = 60,
-    epsilon: float = FLOAT32,
 ) -> Sphere:
     """Fit the map on a stream of (x, z) that `chunks()` starts anew for each pass; `statistics` are its moments.
 
@@ -68,7 +67,7 @@ def sphere(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
-    white = whitening(statistics, epsilon)
+    white = whitening(statistics)
     # A dead coordinate starts at its mean. It does not stay there: a constant, normalised, would tell the norm.
     identity = np.column_stack([white.back, white.mean])
     split = len(statistics.mean_z) - keep

@@ -119,11 +119,11 @@ def accumulate(chunks: Iterable[tuple[np.ndarray, ...]]) -> Statistics:
     return total
 
 
-def solve(statistics: Statistics, epsilon: float = FLOAT32) -> tuple[np.ndarray, int]:
+def solve(statistics: Statistics) -> tuple[np.ndarray, int]:
     """Regression weights of z on x, (d, k), and the number of live dimensions.
 
     Solved on the correlation matrix, so that the scale of a coordinate does not matter. Coordinates whose
-    spread is below 1e-6 of the median (a LayerNorm gain near zero) and eigen-directions below `epsilon` d
+    spread is below 1e-6 of the median (a LayerNorm gain near zero) and eigen-directions below 2^-23 d
     lambda_max are rounding noise that predicts well and means nothing: they get no weight.
     """
     spread = np.sqrt(np.diag(statistics.S_xx))
@@ -133,7 +133,7 @@ def solve(statistics: Statistics, epsilon: float = FLOAT32) -> tuple[np.ndarray,
         return weights, 0
     spread = spread[alive]
     values, vectors = np.linalg.eigh(statistics.S_xx[np.ix_(alive, alive)] / np.outer(spread, spread))
-    kept = values > values[-1] * len(spread) * epsilon
+    kept = values > values[-1] * len(spread) * FLOAT32
     basis = vectors[:, kept] / spread[:, None]
     weights[alive] = basis @ ((basis.T @ statistics.S_xz[alive]) / values[kept, None])
     return weights, int(kept.sum())

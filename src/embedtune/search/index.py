@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,34 +15,19 @@ from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
 from embedtune.errors import UserError, did_you_mean, short_list
-from embedtune.nearest import top_k
+from embedtune.nearest import top_k, unit
 from embedtune.search import graph, lexical, store
+from embedtune.search.contract import Asked, Found, Hit, Mode, Note, answer, checked, open_model, unknown_column
 from embedtune.search.quantise import Dtype, check_dtype, restored
 from embedtune.search.rows import Record
-from embedtune.search.store import Manifest, Segment, unit
+from embedtune.search.store import Manifest, Segment
 from embedtune.search.views import Chosen, Restored, Stacked, signs
 
-Mode = Literal["dense", "exact", "lexical", "hybrid"]
 OVERSAMPLE = {
     "int8": 4,
     "binary": 40,
     "graph": 4,
 }  # candidates for each hit that are scored again with the whole vectors
-FUSED = 100  # hits of each ranking that are fused, at least
-RANK_CONSTANT = 60  # of reciprocal rank fusion (Cormack, Clarke, Büttcher 2009)
-LONGEST = 100_000  # characters of a query
-
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A text that was found; `score` is the cosine, the BM25 score, or the sum of reciprocal ranks."""
-
-    id: str
-    score: float
-    text: str
-    columns: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +49,13 @@ class Index:
         """
         folder = Path(folder)
         manifest = store.read_manifest(folder)
-        name = model or manifest.model
-        try:
-            found = identity(name)
-        except UserError as error:
-            what = f"was made with {name}, which cannot be opened: {error.what}"
-            raise UserError(what, where=str(folder), fix="say with --model where that model is now") from error
-        if found != manifest.identity:
-            what = f"was made with {manifest.model}, and {name} is not that model any more"
-            raise UserError(what, where=str(folder), fix=f"give the same model with --model, or {store.REBUILD}")
-        return open_with(folder, open_encoder(name, precision=manifest.precision, note=note))
+        encoder = open_model(manifest, model, str(folder), store.REBUILD, note)
+        return open_with(folder, encoder)
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return f"{self.folder}/"
 
     def __len__(self) -> int:
         return self.manifest.rows - len(self.deleted)
@@ -82,23 +64,9 @@ class Index:
         """Embed and add records; with `update` those whose ids are there replace them, else such an id is an error."""
         with files.locked(self.folder):
             now = open_with(self.folder, self.encoder)
-            places, fresh = now.places(), set()
-
-            def checked() -> Iterator[Record]:
-                for record in records:
-                    if record.id in fresh:
-                        what = f"two of the new texts have the id {record.id[:80]!r}"
-                        raise UserError(what, fix="give each text an id of its own")
-                    if record.numbered and record.id in places:
-                        what = f"has a text number {record.id} already, and the new rows have no ids of their own"
-                        raise UserError(what, where=str(self.folder), fix="give the data a column id")
-                    if record.id in places and not update:
-                        what = f"has the id {record.id[:80]!r} already"
-                        raise UserError(what, where=str(self.folder), fix="search update replaces texts by their ids")
-                    fresh.add(record.id)
-                    yield record
-
-            blocks = store.embedded(lambda texts: stream(self.encoder, texts, "document"), checked())
+            places, fresh = now.places(), set[str]()
+            new = checked(records, lambda ids: places, fresh, str(self.folder), update)
+            blocks = store.embedded(lambda texts: stream(self.encoder, texts, "document"), new)
             manifest, _ = store.write_segment(self.folder, now.manifest, blocks)
             gone = [places[key] for key in fresh if key in places]
             now._publish(manifest, np.concatenate([now.deleted, np.array(gone, np.int64)]))
@@ -132,33 +100,8 @@ class Index:
         self, queries: Sequence[str], top: int = 10, *, mode: Mode = "dense",
         where: Mapping[str, str] | None = None, vectors: np.ndarray | None = None,
     ) -> list[list[Hit]]:  # fmt: skip
-        """The `top` best texts for each query, best first.
-
-        "dense" goes by cosine (with codes, where the index has them, and the best scored again with whole vectors),
-        "exact" by cosine of whole vectors, "lexical" by BM25, "hybrid" by reciprocal rank fusion of dense and lexical.
-        `where`: only texts whose columns have these values. `vectors` (n, D) of the queries, where they are there
-        already. Raises UserError for an empty or over-long query and for
-        a column that no text has.
-        """
-        for query in queries:
-            if not query.strip() or len(query) > LONGEST:
-                what = "a query is empty" if not query.strip() else f"a query has {len(query):,} characters"
-                raise UserError(what, where="query", fix=f"give words, at most {LONGEST:,} characters")
-        if top < 1:
-            raise UserError(f"must be at least 1, not {top}", where="--top")
-        rows = self._rows(where or {})
-        wide = max(FUSED, 10 * top)
-        match mode:
-            case "lexical":
-                found = self._lexical(queries, top, rows)
-            case "hybrid":
-                pairs = zip(
-                    self._dense(queries, wide, rows, False, vectors), self._lexical(queries, wide, rows), strict=True
-                )
-                found = [fuse(pair)[:top] for pair in pairs]
-            case _:
-                found = self._dense(queries, top, rows, mode == "exact", vectors)
-        return [[self.hit(row, score) for row, score in each] for each in found]
+        """The `top` best texts for each query, best first: by cosine, by BM25, or both; see `answer`."""
+        return answer(self, queries, top, mode, where, vectors)
 
     def places(self) -> dict[str, int]:
         """The row of each id that is not deleted."""
@@ -166,7 +109,7 @@ class Index:
         ids = (key for segment in self.segments for key in segment.table.column("id").to_pylist())
         return {key: row for row, key in enumerate(ids) if row not in gone}
 
-    def _rows(self, where: Mapping[str, str]) -> np.ndarray | None:
+    def chosen(self, where: Mapping[str, str]) -> np.ndarray | None:
         """Numbers of the rows that may be found; None for all."""
         if not where and not len(self.deleted):
             return None
@@ -174,24 +117,24 @@ class Index:
         keep[self.deleted] = False
         for name, value in where.items():
             if name not in self.manifest.columns:
-                known = ", ".join(self.manifest.columns) or "none"
-                near = did_you_mean(name, self.manifest.columns)
-                raise UserError(f"no text has a column {name!r}{near}; there are: {known}", where="--where")
+                raise unknown_column(name, self.manifest.columns)
             cells = [_matches(segment.table.column("columns"), name, value) for segment in self.segments]
             keep &= np.concatenate(cells)
         return np.flatnonzero(keep)
 
-    def _dense(
-        self, queries: Sequence[str], top: int, rows: np.ndarray | None, whole: bool, given: np.ndarray | None
-    ) -> list[list[Found]]:
-        asked = unit(self.encoder.encode(list(queries), "query") if given is None else given)
+    def dense(self, asked: Asked, top: int, whole: bool) -> list[list[Found]]:
+        """By cosine; codes or a graph, where the index has them and not `whole`, choose who is scored."""
+        rows, given = asked.chosen, asked.vectors
+        queries = unit(
+            self.encoder.encode(list(asked.queries), "query") if given is None else np.asarray(given, np.float32)
+        )
         vectors: Any = Stacked([segment.vectors for segment in self.segments], self.manifest.dimension)
         if whole or (self.manifest.dtype == "float32" and not self.manifest.graph):
-            return _named(*top_k(asked, vectors if rows is None else Chosen(vectors, rows), top), rows)
-        near = self._linked(asked, top, rows) if self.manifest.graph else self._by_codes(asked, top, rows)
+            return _named(*top_k(queries, vectors if rows is None else Chosen(vectors, rows), top), rows)
+        near = self._linked(queries, top, rows) if self.manifest.graph else self._by_codes(queries, top, rows)
         return [
             _named(*top_k(query[None], Chosen(vectors, candidates), top), candidates)[0]
-            for query, candidates in zip(asked, near, strict=True)
+            for query, candidates in zip(queries, near, strict=True)
         ]
 
     def _by_codes(self, asked: np.ndarray, top: int, rows: np.ndarray | None) -> list[np.ndarray]:
@@ -221,19 +164,24 @@ class Index:
             return Restored(segment.codes, lambda codes: restored(codes, ranges), width)
         return Restored(segment.codes, lambda codes: signs(codes, width), width)
 
-    def _lexical(self, queries: Sequence[str], top: int, rows: np.ndarray | None) -> list[list[Found]]:
+    def lexical(self, asked: Asked, top: int) -> list[list[Found]]:
+        """By BM25."""
         if not self.manifest.lexical:
             what = "was made without the package for lexical search"
             raise UserError(what, where=str(self.folder), fix=f"{lexical.FIX}, then embedtune search compact")
         if self.words is None:
             raise UserError("needs another package, bm25s", where="lexical search", fix=lexical.FIX)
-        found = []
-        for query in queries:
+        found, rows = [], asked.chosen
+        for query in asked.queries:
             scores = lexical.scores(self.words, query)
             here = np.flatnonzero(scores > 0) if rows is None else rows[scores[rows] > 0]
             best = here[np.lexsort((here, -scores[here]))][:top]
             found.append([(int(row), float(scores[row])) for row in best])
         return found
+
+    def hits(self, found: Sequence[Sequence[Found]]) -> list[list[Hit]]:
+        """The texts of rows."""
+        return [[self.hit(row, score) for row, score in each] for each in found]
 
     def hit(self, row: int, score: float) -> Hit:
         """The text in a row, by the row's number."""
@@ -271,9 +219,6 @@ class Index:
         store.publish(self.folder, manifest)
 
 
-Found = tuple[int, float]  # a row and its score
-
-
 def create(
     folder: Path, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", ann: bool = False,
     precision: Precision = "fp32", note: Note = lambda text: None,
@@ -307,15 +252,6 @@ def create(
         share = graph.recall(part.graph, part.vectors, OVERSAMPLE["graph"] * 10)
         note(f"the graph finds {share:.4f} of the ten true neighbours of its own texts (recall@10); --exact finds all")
     return opened
-
-
-def fuse(rankings: Iterable[Sequence[Found]]) -> list[Found]:
-    """Reciprocal rank fusion: the sum of 1 / (60 + rank) over the rankings that have the row, best first."""
-    sums: dict[int, float] = {}
-    for ranking in rankings:
-        for rank, (row, _) in enumerate(ranking, 1):
-            sums[row] = sums.get(row, 0.0) + 1 / (RANK_CONSTANT + rank)
-    return sorted(sums.items(), key=lambda found: (-found[1], found[0]))
 
 
 def open_with(folder: Path, encoder: Encoder) -> Index:

@@ -23,6 +23,7 @@ import numpy as np
 from embedtune import files
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
+from embedtune.nearest import unit
 from embedtune.search import graph
 from embedtune.search.quantise import Dtype, quantise
 from embedtune.search.rows import Record
@@ -116,17 +117,13 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
     return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Each row scaled to length one; a row of zeros stays."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
-
-
 Embed = Callable[[Iterable[str]], Iterator[Any]]  # a stream of texts to `Embedded` blocks
 Block = tuple[list[Record], np.ndarray]
 
 
-def embedded(embed: Embed, records: Iterable[Record]) -> Iterator[Block]:
+def embedded(
+    embed: Embed, records: Iterable[Record], scale: Callable[[np.ndarray], np.ndarray] = unit
+) -> Iterator[Block]:
     """Records with their vectors, a block at a time."""
     waiting: deque[Record] = deque()
 
@@ -136,7 +133,7 @@ def embedded(embed: Embed, records: Iterable[Record]) -> Iterator[Block]:
             yield record.text
 
     for part in embed(texts()):
-        yield [waiting.popleft() for _ in range(len(part.vectors))], unit(part.vectors)
+        yield [waiting.popleft() for _ in range(len(part.vectors))], scale(part.vectors)
 
 
 def write_segment(folder: Path, manifest: Manifest, blocks: Iterable[Block]) -> tuple[Manifest, int]:

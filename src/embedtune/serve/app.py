@@ -7,10 +7,11 @@ import base64
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,10 +22,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from embedtune.errors import UserError
-from embedtune.serve.batcher import Answer, BadIds, Batcher, Busy, Given, Late, Limits, NotFinite
+from embedtune.serve.batcher import HUNG, Answer, BadIds, Batcher, Busy, Dead, Given, Late, Limits, NotFinite
 from embedtune.serve.guard import kind_of
 from embedtune.serve.metrics import Counted, Metrics
-from embedtune.serve.model import Served
 from embedtune.serve.schemas import (
     INPUTS,
     Embedding,
@@ -40,12 +40,14 @@ from embedtune.serve.schemas import (
 )
 from embedtune.serve.searching import Library, Searched, add_search
 from embedtune.serve.shelf import Shelf
+from embedtune.serve.worker import Remote
 
 T = TypeVar("T")
 IDLE = 10.0  # seconds after which readiness is shown by a text of our own
+EMBEDDING = {"/v1/embeddings", "/embed"}
 CLOSED = 499  # nginx's status of a client that went away; nobody reads it but the metrics
 ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorBody} for code in (400, 401, 413, 415, 422, 429, 500, 503)
+    code: {"model": ErrorBody} for code in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 }
 
 
@@ -55,28 +57,27 @@ class Service:
     thread when the server starts. Votes on what is found go to `feedback`.
     """
 
-    load: Callable[[], tuple[Served, Sequence[tuple[Shelf, Served]]]]
+    load: Callable[[], tuple[Remote, Sequence[tuple[Shelf, Remote]]]]
     limits: Limits
     feedback: Path = Path("feedback.jsonl")
     also: tuple[str, ...] = ()  # further names of the model
     metrics: Metrics = field(default_factory=Metrics)
     started: int = field(default_factory=lambda: int(time.time()))
-    model: Served | None = None
+    model: Remote | None = None
     batcher: Batcher | None = None
     library: Library | None = None
     draining: bool = False
     failed: str | None = None
+    loaded: Callable[[], None] = lambda: None  # called in the event loop's thread when all is loaded
     give_up: Callable[[], None] = lambda: None  # ends the server
-    queues: list[Batcher] = field(default_factory=list)
+    queues: dict[Remote, Batcher] = field(default_factory=dict)
 
-    def ready(self) -> tuple[Served, Batcher]:
+    def ready(self) -> tuple[Remote, Batcher]:
         """The model and its queue; 503 where they are not there (yet, or any more)."""
         if self.draining:
             raise HTTPException(503, "the server is shutting down", {"Retry-After": "5"})
         if self.model is None or self.batcher is None:
             raise HTTPException(503, self.failed or "the model is being loaded", {"Retry-After": "2"})
-        if not all(queue.alive for queue in self.queues):
-            raise HTTPException(503, "the worker has died; restart the server", {"Retry-After": "5"})
         return self.model, self.batcher
 
     def names(self) -> list[str]:
@@ -94,32 +95,45 @@ class Service:
     async def start(self) -> None:
         """Load the models, then answer."""
         try:
-            model, shelves = await asyncio.get_running_loop().run_in_executor(None, self.load)
-            queues = {model.sha256: self._queue(model)}
-            for _, other in shelves:
-                if other.sha256 not in queues:
-                    queues[other.sha256] = self._queue(other)
-            for queue in queues.values():
+            model, shelves = await in_thread(self.load)
+            for each in dict.fromkeys([model, *(other for _, other in shelves)]):
+                self.queues[each] = queue = self._queue(each)
                 queue.start()
                 await queue.ask([Given("a text to warm up")] * 8)
             if shelves:
-                searched = [Searched(shelf, other, queues[other.sha256]) for shelf, other in shelves]
-                self.library = Library(searched, self.feedback)
-            self.model, self.batcher, self.queues = model, queues[model.sha256], list(queues.values())
+                self.library = Library([Searched(shelf, of, self.queues[of]) for shelf, of in shelves], self.feedback)
+            self.model, self.batcher = model, self.queues[model]
+            self.loaded()
         except Exception as error:  # whatever it is: `embedtune serve` ends, and says it
-            self.failed = f"the model cannot be served: {error}"
-            self.give_up()
+            self.fail(f"the model cannot be served: {error}")
 
-    def _queue(self, model: Served) -> Batcher:
+    def fail(self, why: str) -> None:
+        """End the server: nothing can be answered any more."""
+        self.failed, self.model = self.failed or why, None
+        self.give_up()
+
+    def _queue(self, model: Remote) -> Batcher:
         limits = self.limits
-        return Batcher(
-            model.compute, Limits(limits.batch_tokens, limits.queue_seconds, limits.queue_items, model.max_length)
-        )
+        limits = Limits(limits.batch_tokens, limits.queue_seconds, limits.queue_items, model.max_length)
+        return Batcher(model.compute, limits, lambda: self.fail("the process of the model has ended"))
 
     async def stop(self) -> None:
         """Answer what waits, then end."""
-        for queue in self.queues:
-            await queue.stop()
+        for model, queue in self.queues.items():
+            with suppress(TimeoutError):  # a model that hangs is ended without its answer
+                async with asyncio.timeout(HUNG):
+                    await queue.stop()
+            model.close()
+
+    def busy(self, path: str) -> float | None:
+        """Seconds until an embedding can be asked for again, where not even a short text can now; it is counted."""
+        if path not in EMBEDDING or self.batcher is None or self.draining:
+            return None
+        seconds = self.batcher.over(1, 1)
+        if not seconds:
+            return None
+        self.metrics.requests.labels(path, "429").inc()
+        return seconds
 
     async def embed(self, request: Request, given: Sequence[Given], dimensions: int | None) -> list[Answer]:
         """The answers of one request, while its client is there; vectors cut to `dimensions`."""
@@ -133,6 +147,25 @@ class Service:
         if dimensions is None:
             return answers
         return [answer._replace(vector=shortened(answer.vector, dimensions, model.normalised)) for answer in answers]
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What `work` gives; the thread is a daemon: a server that is told to end does not wait until it has loaded."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(lambda: None if done.done() else settle(value))
+
+    def run() -> None:
+        try:
+            tell(done.set_result, work())
+        except Exception as error:
+            tell(done.set_exception, error)
+
+    Thread(target=run, name="load", daemon=True).start()
+    return await done
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -263,10 +296,10 @@ def _health(app: FastAPI, service: Service) -> None:
         if time.monotonic() - batcher.worked > IDLE:
             try:
                 await asyncio.wait_for(batcher.ask([Given("ready?")]), IDLE)
-            except Busy:
-                pass  # it works, on others' texts
-            except (Late, TimeoutError) as error:
-                raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
+            except (Busy, Late, TimeoutError) as error:
+                # A full queue is a good sign as long as batches come out of it.
+                if not isinstance(error, Busy) or time.monotonic() - batcher.worked > HUNG:
+                    raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
         return "ok"
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -290,7 +323,8 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
         return answer(429, error, {"Retry-After": str(math.ceil(error.seconds))})
 
     @app.exception_handler(Late)
-    async def late(request: Request, error: Late) -> JSONResponse:
+    @app.exception_handler(Dead)
+    async def late(request: Request, error: Exception) -> JSONResponse:
         return answer(503, error, {"Retry-After": "2"})
 
     @app.exception_handler(BadIds)

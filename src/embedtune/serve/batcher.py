@@ -1,17 +1,20 @@
-"""Dynamic batching: requests wait in one bounded queue, one thread computes, and nothing else queues anywhere.
+"""Dynamic batching: requests wait in one bounded queue, one thread has them computed, and nothing else queues anywhere.
 
-The event loop never tokenises or computes, so it can always say no. What a text costs is estimated from its length;
-how many such tokens a second come out is measured, and the queue holds as many as can be answered in time.
+The event loop never tokenises or computes, so it can always say no; and the thread takes its next batch without the
+event loop, so a flood of requests does not make the model wait. What a text costs is estimated from its length; how
+many such tokens a second come out is measured, and the queue holds as many as can be answered in time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Condition, Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ import numpy as np
 CHARACTERS = 4  # of a token, roughly; the measured rate is in the same unit, so a wrong guess cancels out
 SPECIAL = 2  # tokens around a text
 NEW, OLD = 0.3, 0.7  # what a new measurement of the rate counts beside the older ones
+HUNG = 30.0  # seconds beyond the deadline after which the model is taken to hang
 
 
 class Given(NamedTuple):
@@ -36,7 +40,7 @@ class Answer(NamedTuple):
     cut: bool
 
 
-Compute = Callable[[Sequence[Given]], Sequence[Answer | Exception]]
+Compute = Callable[[Sequence[Given]], Sequence[Answer | Exception]]  # in the order of what was given
 
 
 class Busy(Exception):
@@ -49,6 +53,10 @@ class Busy(Exception):
 
 class Late(Exception):
     """The answer would come after the deadline."""
+
+
+class Dead(Exception):
+    """The model can answer no more: its process has ended."""
 
 
 class NotFinite(Exception):
@@ -83,40 +91,55 @@ class Batcher:
 
     compute: Compute
     limits: Limits = field(default_factory=Limits)
+    died: Callable[[], None] = lambda: None  # called in the event loop when the model can answer no more
     rate: float = 2000.0  # estimated tokens a second, measured as it goes
     waiting: int = 0  # estimated tokens in the queue
     worked: float = 0.0  # monotonic time of the last batch that came out
     batch: int = 0  # items in the batch that is being computed
+    alive: bool = False
 
     def __post_init__(self) -> None:
         self._queue: deque[_Item] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._changed = Condition()  # guards the queue and `waiting`
+        self._thread = Thread(target=self._work, name="model", daemon=True)
 
     def start(self) -> None:
         """Begin to work."""
-        self._task = asyncio.get_running_loop().create_task(self._work())
+        self._loop = asyncio.get_running_loop()
+        self.alive = True
+        self._thread.start()
 
     async def stop(self) -> None:
         """Answer what is queued, then end."""
         while self.alive and (self._queue or self.batch):
             await asyncio.sleep(0.01)
-        for item in self._queue:  # of a worker that has died
-            item.answer.cancel()
-        if self._task:
-            self._task.cancel()
-        self._thread.shutdown(wait=True)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the worker still works; it only ends by a bug or for want of memory."""
-        return self._task is not None and not self._task.done()
+        with self._changed:
+            self.alive = False
+            self._changed.notify()
+        while self._thread.is_alive():
+            await asyncio.sleep(0.01)
 
     @property
     def items(self) -> int:
         """How many texts wait."""
         return len(self._queue)
+
+    @property
+    def room(self) -> float:
+        """Tokens that may wait."""
+        return max(self.rate * self.limits.queue_seconds, self.limits.batch_tokens)
+
+    def over(self, tokens: int, items: int) -> float:
+        """Seconds until so much more can wait; 0 where it can now.
+
+        What is larger than the whole queue is taken when nothing waits: else it could never be.
+        """
+        if not self._queue:
+            return 0.0
+        tokens += self.waiting
+        if tokens <= self.room and len(self._queue) + items <= self.limits.queue_items:
+            return 0.0
+        return max(1.0, (tokens - self.room) / self.rate)
 
     def cost(self, given: Given) -> int:
         """Tokens of a text, estimated; the model reads no more than its length."""
@@ -130,52 +153,67 @@ class Batcher:
         Cancelling drops what has not been computed yet.
         """
         costs = [self.cost(each) for each in given]
-        room = max(self.rate * self.limits.queue_seconds, self.limits.batch_tokens)
-        # A request that is larger than the whole queue is taken when nothing waits: else it could never be.
-        if self._queue and (
-            self.waiting + sum(costs) > room or len(self._queue) + len(given) > self.limits.queue_items
-        ):
-            raise Busy(max(1.0, (self.waiting + sum(costs) - room) / self.rate))
-        loop = asyncio.get_running_loop()
-        patience = self.limits.queue_seconds + (self.waiting + sum(costs)) / self.rate
-        due = time.monotonic() + 2 * patience
-        items = [_Item(each, cost, due, loop.create_future()) for each, cost in zip(given, costs)]
-        self._queue.extend(items)
-        self.waiting += sum(costs)
-        self._wake.set()
+        if seconds := self.over(sum(costs), len(costs)):
+            raise Busy(seconds)
+        patience = 2 * (self.limits.queue_seconds + (self.waiting + sum(costs)) / self.rate)
+        due = time.monotonic() + patience
+        items = [_Item(each, cost, due, self._loop.create_future()) for each, cost in zip(given, costs)]
+        with self._changed:
+            if not self.alive:
+                raise Dead("the model can answer no more")
+            self._queue.extend(items)
+            self.waiting += sum(costs)
+            self._changed.notify()
         try:
-            return await asyncio.gather(*(item.answer for item in items))
+            async with asyncio.timeout(patience + HUNG):
+                return await asyncio.gather(*(item.answer for item in items))
+        except TimeoutError:
+            raise Late("the model does not answer") from None
         finally:
             for item in items:
                 item.answer.cancel()
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        start = 0.0
+    def _work(self) -> None:
+        """The thread: batch after batch. `compute` does not raise but when the model can answer no more."""
+        start = time.monotonic()
         while True:
-            items = self._next()
-            if not items:
-                self._wake.clear()
-                await self._wake.wait()
-                start = time.monotonic()
-                continue
-            self.batch = len(items)
-            answers = await loop.run_in_executor(self._thread, _guarded, self.compute, [i.given for i in items])
-            self.worked, self.batch = time.monotonic(), 0
-            rate = sum(item.cost for item in items) / max(self.worked - start, 1e-6)
-            self.rate = OLD * self.rate + NEW * rate
-            start = self.worked  # from answer to answer: what the event loop needs in between counts too
-            for item, answer in zip(items, answers, strict=True):
-                if item.answer.done():
-                    continue
-                if isinstance(answer, Exception):
-                    item.answer.set_exception(answer)
-                else:
-                    item.answer.set_result(answer)
+            with self._changed:
+                if self.alive and not self._queue:
+                    self._changed.wait_for(lambda: self._queue or not self.alive)
+                    start = time.monotonic()
+                if not self.alive:
+                    return
+                items, told = self._next()
+                self.batch = len(items)
+            try:
+                told += zip(items, self.compute([item.given for item in items]) if items else ())
+            except Exception as error:
+                self._end(items, error)
+                return
+            if items:
+                self.worked = time.monotonic()
+                self.rate = OLD * self.rate + NEW * sum(item.cost for item in items) / max(self.worked - start, 1e-6)
+                start = self.worked  # from answer to answer: what happens in between counts too
+            self._tell(told)
+            self.batch = 0
 
-    def _next(self) -> list[_Item]:
-        """The oldest items that fit one batch; those that nobody waits for any more are dropped."""
+    def _end(self, items: list[_Item], error: Exception) -> None:
+        logging.getLogger("embedtune").error("the model can answer no more: %s", error or type(error).__name__)
+        with self._changed:
+            self.alive, self.waiting, self.batch = False, 0, 0
+            self._tell([(item, Dead("the model can answer no more")) for item in (*items, *self._queue)])
+            self._queue.clear()
+        with suppress(RuntimeError):  # the loop may have ended
+            self._loop.call_soon_threadsafe(self.died)
+
+    def _tell(self, told: Sequence[tuple[_Item, Answer | Exception]]) -> None:
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_resolve, told)
+
+    def _next(self) -> tuple[list[_Item], list[tuple[_Item, Answer | Exception]]]:
+        """The oldest items that fit one batch, and what is too late; what nobody waits for any more is dropped."""
         items: list[_Item] = []
+        late: list[tuple[_Item, Answer | Exception]] = []
         cost, now = 0, time.monotonic()
         while self._queue:
             item = self._queue[0]
@@ -184,21 +222,19 @@ class Batcher:
                 break
             self._queue.popleft()
             self.waiting -= item.cost
-            if not wanted:
-                continue
-            if now > item.due:
-                item.answer.set_exception(Late("not answered in time"))
-                continue
-            items.append(item)
-            cost += item.cost
-        return items
+            if wanted and now > item.due:
+                late.append((item, Late("not answered in time")))
+            elif wanted:
+                items.append(item)
+                cost += item.cost
+        return items, late
 
 
-def _guarded(compute: Compute, given: Sequence[Given]) -> Sequence[Answer | Exception]:
-    """An error of the whole batch is the error of each; if several were in it, each is tried alone first."""
-    try:
-        return compute(given)
-    except Exception as error:
-        if len(given) == 1:
-            return [error]
-        return [_guarded(compute, [each])[0] for each in given]
+def _resolve(told: Sequence[tuple[_Item, Answer | Exception]]) -> None:
+    for item, answer in told:
+        if item.answer.done():
+            continue
+        if isinstance(answer, Exception):
+            item.answer.set_exception(answer)
+        else:
+            item.answer.set_result(answer)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hmac
 import json
+import math
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY = 2 * 2**20  # bytes of a request's body
+SMALL = 2**16  # bytes of a body that is read although the answer is no
+BODY_SECONDS = 30  # in which a body must have come
 DEPTH = 32  # brackets inside brackets
 PUBLIC = {"/livez"}
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
@@ -40,6 +44,7 @@ class Guard:
 
     app: App
     key: str | None = None
+    busy: Callable[[str], float | None] = lambda path: None  # seconds to wait, where a path cannot be answered now
     most_bytes: int = BODY
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +56,17 @@ class Guard:
             return await refuse(send, 401, "a valid key is needed: Authorization: Bearer KEY", given)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
-        body = await self._body(scope, receive)
+        seconds = self.busy(scope["path"])
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                # Where the answer is no, the head is enough; a small body is read, so that the connection can be kept.
+                wanted = seconds is None or _length(scope) <= SMALL
+                body = await self._body(scope, receive) if wanted else None
+        except TimeoutError:
+            return await refuse(send, 408, f"the body did not come within {BODY_SECONDS} seconds")
+        if seconds is not None:
+            given = [(b"retry-after", str(math.ceil(seconds)).encode())]
+            return await refuse(send, 429, f"the queue is full, try again in {seconds:.0f} s", given, body is not None)
         if body is None:
             return await refuse(send, 413, f"the body is larger than {self.most_bytes:,} bytes")
         if too_deep(body):
@@ -80,8 +95,7 @@ class Guard:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None as soon as it is known to be too large, whatever Content-Length says."""
-        said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if said.isdigit() and int(said) > self.most_bytes:
+        if _length(scope) > self.most_bytes:
             return None
         parts, size, more = [], 0, True
         while more:
@@ -96,6 +110,11 @@ class Guard:
         return b"".join(parts)
 
 
+def _length(scope: Scope) -> int:
+    said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return int(said) if said.isdigit() else 0
+
+
 def too_deep(body: bytes, most: int = DEPTH) -> bool:
     """Whether brackets outside of strings are nested deeper than `most`; the JSON is not parsed for it."""
     depth = 0
@@ -106,10 +125,13 @@ def too_deep(body: bytes, most: int = DEPTH) -> bool:
     return False
 
 
-async def refuse(send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]] | None = None) -> None:
-    """Answer with an error and close the connection: what is left of the body is not read."""
+async def refuse(
+    send: Send, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = (), keep: bool = False
+) -> None:
+    """Answer with an error and close the connection, as what is left of the body is not read; `keep` where it was."""
     body = json.dumps(error_body(message, kind_of(status))).encode()
-    given = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-             (b"connection", b"close"), *(headers or [])]  # fmt: skip
+    given = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    if not keep:
+        given.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": given})
     await send({"type": "http.response.body", "body": body})

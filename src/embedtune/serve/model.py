@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,7 @@ from embedtune.encoder.embed import Rows, embed_rows, tokenize
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import LocalEncoder, Role, identity, open_encoder, role_prompt
 from embedtune.errors import UserError
-from embedtune.search.index import open_with
-from embedtune.search.store import Manifest, read_manifest
 from embedtune.serve.batcher import Answer, BadIds, Given, NotFinite
-from embedtune.serve.shelf import Shelf, open_shelf
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,37 +87,5 @@ def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
     """Load a model to be served. Raises UserError where there is none, or it is a hosted one."""
     encoder = open_encoder(name, precision=precision)
     if not isinstance(encoder, LocalEncoder):
-        raise UserError("is hosted elsewhere already", where=name, fix="name a folder or a hub name")
+        raise UserError("is hosted elsewhere, or an export", where=name, fix="name a model folder or a hub name")
     return Served(name, identity(name), encoder, precision, batch_tokens)
-
-
-def _another(manifest: Manifest, folder: str, name: str) -> UserError:
-    what = f"was made with {manifest.model}, which is not the model {name}"
-    return UserError(what, where=folder, fix=f"serve {manifest.model}, or index the texts with {name}")
-
-
-def check_indexes(name: str, indexes: Sequence[str]) -> None:
-    """A UserError, before anything is loaded, where there is no such model or the first index is of another one."""
-    own = identity(name)
-    manifests = [read_manifest(Path(folder)) for folder in indexes]
-    if manifests and manifests[0].identity != own:
-        raise _another(manifests[0], indexes[0], name)
-
-
-def open_all(
-    name: str, indexes: Sequence[str], precision: Precision, batch_tokens: int
-) -> tuple[Served, list[tuple[Shelf, Served]]]:
-    """The model, and each index with the model behind it; the first index must be of this very model.
-
-    Raises UserError where an index is damaged, or its model has changed or is not there.
-    """
-    model = open_served(name, precision, batch_tokens)
-    shelves: list[tuple[Shelf, Served]] = []
-    for folder in indexes:
-        manifest = read_manifest(Path(folder))
-        own = manifest.identity == model.sha256
-        served = model if own or not shelves else open_served(manifest.model, precision, batch_tokens)
-        if served.sha256 != manifest.identity:
-            raise _another(manifest, folder, served.name)
-        shelves.append((open_shelf(open_with(Path(folder), served.encoder), Path(served.name).name), served))
-    return model, shelves

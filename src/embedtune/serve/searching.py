@@ -17,11 +17,12 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
 from embedtune import files
-from embedtune.search.index import Hit
+from embedtune.nearest import unit
+from embedtune.search.contract import Hit
 from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
-from embedtune.serve.model import Served
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
+from embedtune.serve.worker import Remote
 
 MARKED = 10  # hits whose best passage is looked for: each has up to sixteen, which all are embedded
 WAITING = 64  # searches at once; the model's queue refuses by its own rule
@@ -39,7 +40,7 @@ class Searched:
     """An index and the model behind it."""
 
     shelf: Shelf
-    model: Served
+    model: Remote
     batcher: Batcher
 
 
@@ -108,8 +109,8 @@ class Library:
 
 def _best(vectors: np.ndarray, spans: Sequence[Sequence[Span]]) -> list[Span]:
     """For each text the span whose vector is nearest to the first of `vectors` (1 + spans, D)."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    scores, best, place = unit[1:] @ unit[0], [], 0
+    near = unit(vectors)
+    scores, best, place = near[1:] @ near[0], [], 0
     for parts in spans:
         here = scores[place : place + len(parts)]
         best.append(parts[int(here.argmax())] if len(parts) else (0, 0))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
-from embedtune.search.index import Index
+from embedtune.encoder.embedder import Precision
+from embedtune.encoder.encode import Encoder, identity
+from embedtune.errors import UserError
+from embedtune.search.index import Index, open_with
+from embedtune.search.store import Manifest, read_manifest
 from embedtune.search.views import Stacked
+from embedtune.serve.worker import Remote, open_remote
 
 MAPPED = 4000  # dots of the map
 SHOWN = 240  # characters of a dot's text
@@ -60,6 +66,40 @@ class Shelf:
 def open_shelf(index: Index, name: str) -> Shelf:
     """An index made ready to be served."""
     return Shelf(name, index, index.places(), filters(index))
+
+
+def check_indexes(name: str, indexes: Sequence[str]) -> None:
+    """A UserError, before anything is loaded, where there is no such model or the first index is of another one."""
+    own = identity(name)
+    manifests = [read_manifest(Path(folder)) for folder in indexes]
+    if manifests and manifests[0].identity != own:
+        raise _another(manifests[0], indexes[0], name)
+
+
+def _another(manifest: Manifest, folder: str, name: str) -> UserError:
+    what = f"was made with {manifest.model}, which is not the model {name}"
+    return UserError(what, where=folder, fix=f"serve {manifest.model}, or index the texts with {name}")
+
+
+def open_all(
+    name: str, indexes: Sequence[str], precision: Precision, batch_tokens: int
+) -> tuple[Remote, list[tuple[Shelf, Remote]]]:
+    """The model, and each index with the model behind it; the first index must be of this very model.
+
+    Raises UserError where an index is damaged, or its model has changed or is not there.
+    """
+    model = open_remote(name, precision, batch_tokens)
+    shelves: list[tuple[Shelf, Remote]] = []
+    for folder in indexes:
+        manifest = read_manifest(Path(folder))
+        own = manifest.identity == model.sha256
+        served = model if own or not shelves else open_remote(manifest.model, precision, batch_tokens)
+        if served.sha256 != manifest.identity:
+            raise _another(manifest, folder, served.name)
+        # The index is asked with vectors: of its encoder it needs no more than the number of dimensions.
+        index = open_with(Path(folder), cast(Encoder, served))
+        shelves.append((open_shelf(index, Path(served.name).name), served))
+    return model, shelves
 
 
 def filters(index: Index) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts, row_length, 
 from embedtune.fit.order import batch_rows
 from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.nearest import unit
 from embedtune.recipes import Contrastive
 
 RATE = 2e-5  # peak learning rate, as most published recipes for models of these sizes
@@ -66,7 +67,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     sides = past.sides(recipe, _own_sides, KNOWN)
     pairs, data, remarks = sides.train, _searched(sides, recipe), sides.remarks
     prompts = set_prompts(opened.model, recipe.query_prompt, recipe.document_prompt)
-    texts, rows = Texts(), _columns(pairs)
+    texts, rows = Texts(), [[pair.anchor, pair.positive, *pair.negatives] for pair in pairs]
     cells = [[texts.number(ANCHOR if c == 0 else DOCUMENT, text) for c, text in enumerate(row)] for row in rows]
     table = np.full((len(cells), max(map(len, cells))), NONE)
     for number, row in enumerate(cells):
@@ -78,8 +79,9 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     chosen = _resolve_ranking(recipe.ranking, opened)
     guide = _guide_vectors(chosen, recipe, texts, note)
     opened.model.to(pick_device())
-    loss = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
-    order = _order(table, chosen.duplicates, recipe.loop, remarks)
+    plain = _loss(chosen, opened, table, guide, texts.same(ANCHOR, DOCUMENT), remarks)
+    loss = ranking.with_length_penalty(plain, table, tokens, chosen.length_penalty)
+    order = _order(table, chosen, tokens.lengths(), recipe.loop, remarks)
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     measures = ["dev_loss", *(f"dev_{name}" for name in MEASURES)]
@@ -109,6 +111,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
         f"dev_{MEASURES[0]}", folder, Dev(data, queries, corpus, chosen.similarity or "cosine"), sides.old,
+        tuple(text for _, text in texts.numbers),
     )  # fmt: skip
 
 
@@ -133,12 +136,13 @@ def _searched(sides: Sides, recipe: Contrastive) -> RetrievalSet:
 
 
 def _order(
-    table: np.ndarray, duplicates: bool, loop: recipes.Loop, remarks: list[str]
+    table: np.ndarray, chosen: recipes.Ranking, lengths: np.ndarray, loop: recipes.Loop, remarks: list[str]
 ) -> Callable[[int], tuple[int, np.ndarray]]:
     """The rows of each step; what cannot stand in an epoch without meeting its like is said."""
-    if duplicates:
+    if chosen.duplicates and not chosen.like_lengths:
         return lambda step: batch_rows(step, loop.batch, len(table), loop.seed)
-    order = DistinctOrder(table[:, :2], loop.batch, loop.seed)
+    keys = np.repeat(np.arange(len(table))[:, None], 2, 1) if chosen.duplicates else table[:, :2]
+    order = DistinctOrder(keys, loop.batch, loop.seed, lengths[table[:, 1]] if chosen.like_lengths else None)
     if lost := order.left_out_of(0):
         remarks.append(
             f"{lost:,} of {len(table):,} pairs are left out of the first epoch, about as many others of each later "
@@ -158,10 +162,6 @@ def _check_pairs(pairs: list[Pair], recipe: Contrastive) -> None:
             where=name_of(recipe.train),
             fix="check --columns",
         )
-
-
-def _columns(pairs: list[Pair]) -> list[list[str]]:
-    return [[pair.anchor, pair.positive, *pair.negatives] for pair in pairs]
 
 
 def _dev_data(
@@ -295,7 +295,7 @@ def _guide_vectors(
         vectors = encoder.encode([text for r, text in texts.numbers if r == role], role)  # type: ignore[arg-type]
         if found is None:
             found = np.zeros((len(texts.numbers), vectors.shape[1]), np.float32)
-        found[numbers] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        found[numbers] = unit(vectors)
     return found
 
 

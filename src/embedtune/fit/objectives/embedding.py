@@ -151,6 +151,12 @@ class EmbeddingObjective:
         out = torch.cat(found).cpu().numpy() if found else np.zeros((0, 0), np.float32)
         return out[np.argsort(by_length)]
 
+    def trained_texts(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token rows (m,) that training reads, spread over all where they are more than `most`, and their tokens."""
+        texts = np.unique(self.columns[self.columns != NONE])
+        texts = texts[np.linspace(0, len(texts) - 1, min(most, len(texts))).astype(int)]
+        return texts, (self.longer or self.tokens).lengths_of(texts)
+
     def save(self, folder: Path) -> None:
         """Write the standard folder."""
         embedder.save_embedder(self.model, folder, self.config_values)

@@ -77,7 +77,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     loss = _loss(recipe, int(opened.model.get_embedding_dimension()), labels)
-    loop = recipe.loop
+    loss, loop = ranking.with_length_penalty(loss, table, tokens, recipe.length_penalty), recipe.loop
     objective = EmbeddingObjective(
         opened.model, tokens, table, loss, lambda step: batch_rows(step, loop.batch, len(table), loop.seed), noise,
         ["dev_loss", *(f"dev_{name}" for name in MEASURES)], opened.padded,
@@ -89,9 +89,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
         **data_profile(recipe.train, sides.counts, sides.dev_counts),
         "pairs": len(pairs),
         "dev_pairs": len(dev),
-        "score_low": low,
-        "score_high": high,
-        "score_mean": float(np.mean([p.score or 0.0 for p in pairs])),
+        **{"score_low": low, "score_high": high, "score_mean": float(np.mean([p.score or 0.0 for p in pairs]))},
         "cut_texts": tokens.chunked,
         **token_profile(tokens.lengths()),
     }
@@ -103,6 +101,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     return Prepared(
         objective, resolved, Path(str(resolved.model)).name, max_length, profile, same, remarks, RATE,
         f"dev_{MEASURES[0]}", folder, ScoredDev(dev, left_right[:, 0], left_right[:, 1], gold), sides.old,
+        tuple(text for _, text in texts.numbers),
     )  # fmt: skip
 
 

@@ -1,0 +1,92 @@
+"""How the server listens: heads of requests that do not end, or do not come, are hung up on; uvicorn bounds neither."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from embedtune.serve.app import Service, make_app
+from embedtune.serve.guard import Guard
+
+HEAD = 2**16  # bytes of a request's head
+HEAD_SECONDS = 5  # in which it must have come, at the latest twice that
+NICE = 5  # how far the thread of the event loop steps back behind the model
+
+
+def make_server(service: Service, key: str | None, host: str, port: int) -> uvicorn.Server:
+    """A server that on a signal refuses what comes and answers what is here, and that ends when it cannot serve."""
+    waiting: dict[Any, Any] = {}
+
+    async def every_few_seconds() -> None:
+        hang_up(server.server_state.connections, waiting)
+
+    config = uvicorn.Config(Guard(make_app(service), key, service.busy), host, port, log_level="warning",
+                            http=listening(AutoHTTPProtocol), ws="none", lifespan="on", server_header=False,  # type: ignore[arg-type]
+                            timeout_keep_alive=30, timeout_graceful_shutdown=30,
+                            timeout_notify=HEAD_SECONDS, callback_notify=every_few_seconds)  # fmt: skip
+    server = uvicorn.Server(config)
+    leave = server.handle_exit
+
+    def handle(sig: int, frame: Any) -> None:
+        service.draining = True
+        leave(sig, frame)
+
+    server.handle_exit = handle  # type: ignore[method-assign]
+    service.give_up = lambda: setattr(server, "should_exit", True)
+    service.loaded = step_back
+    return server
+
+
+def step_back() -> None:
+    """Let the model come first: under overload it has the cores, and saying no takes what is left.
+
+    Of this thread alone, where the system can do that (Linux).
+    """
+    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + NICE))
+
+
+def listening(protocol: Callable[..., Any]) -> Callable[..., Any]:
+    """uvicorn's `protocol` for one connection, which answers 400 and closes when a head is larger than HEAD."""
+
+    def made(*args: Any, **named: Any) -> Any:
+        connection = protocol(*args, **named)
+        feed, size, known = connection.data_received, 0, None
+
+        def data_received(data: bytes) -> None:
+            nonlocal size, known
+            size = 0 if connection.cycle is not known else size
+            known = connection.cycle
+            size += len(data) if _between(connection) else 0
+            feed(data)
+            if size > HEAD and connection.cycle is known and not connection.transport.is_closing():
+                connection.send_400_response("the head of the request is too large")
+
+        connection.data_received = data_received
+        return connection
+
+    return made
+
+
+def hang_up(connections: set[Any], waiting: dict[Any, Any]) -> None:
+    """Close the connections that had sent no whole head when this was called last, and have not since.
+
+    `waiting` is kept from call to call. A connection that was answered has uvicorn's own clock, until it sends.
+    """
+    now = {each: each.cycle for each in connections if _between(each) and each.timeout_keep_alive_task is None}
+    for connection, cycle in now.items():
+        if connection in waiting and waiting[connection] is cycle:
+            connection.transport.close()
+    waiting.clear()
+    waiting.update(now)
+
+
+def _between(connection: Any) -> bool:
+    """Whether no request is being read or answered."""
+    return connection.cycle is None or connection.cycle.response_complete
