@@ -93,7 +93,7 @@ class DataDrift:
                 f"{self.distance[0] - self.distance[1]:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}); "
                 f"{self.far:.0%} of them are farther than 95 % of the old ones"
             )
-        return said
+        return [re.sub(r"(?<=\d)%", " %", line) for line in said]
 
 
 def data_drift(
