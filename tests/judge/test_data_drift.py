@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import corpus
+from embedtune.judge import data_drift as data_drift_module
 from embedtune.judge import drift, drift_page
 from embedtune.judge.data_drift import data_drift
 
@@ -90,3 +91,9 @@ def test_new_words_of_one_source_are_as_many_as_those_of_its_own_halves():
         found = data_drift(("a", [texts[n] for n in order[:1000]]), ("b", [texts[n] for n in order[1000:1500]]))
         gaps.append(found.new_words[0] - found.new_words[1])
     assert abs(np.mean(gaps)) < 0.02 and found.held == 500
+
+
+def test_of_large_data_a_bounded_number_of_texts_is_read(monkeypatch):
+    monkeypatch.setattr(data_drift_module, "MOST_READ", 40)
+    found = data_drift(("old", lines(0)), ("new", lines(1)))
+    assert found.texts == (40, 40) and found.held == 20

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from embedtune import UserError, cli
+from embedtune.commands import judge_heads
 from embedtune.encoder.encode import identity, open_encoder
 from embedtune.refine import export as module
 from embedtune.refine import graph, parity
@@ -279,3 +280,7 @@ def test_a_prompt_outside_of_the_pooling_is_refused(pipelines, tmp_path):
     model.save(str(tmp_path / "instructed"))
     with pytest.raises(UserError, match="leaves its prompt out"):
         export(str(tmp_path / "instructed"), Wanted("onnx"), tmp_path / "out")
+
+
+def test_judge_takes_an_export_for_an_embedding_model(onnx):
+    assert not judge_heads.has_heads([str(folder) for folder in onnx])

@@ -70,18 +70,18 @@ class DataDrift:
         mine, theirs = self.new_words
         named = f", most often {', '.join(self.examples)}" if self.examples else ""
         said = [
-            f"{mine:.0%} of the words in {self.new} are in none of {self.held:,} texts of {self.old}{named}; "
-            f"of the words in other texts of {self.old}, {theirs:.0%} are"
+            f"{percent(mine)} of the words in {self.new} are in none of {self.held:,} texts of {self.old}{named}; "
+            f"of the words in other texts of {self.old}, {percent(theirs)} are"
         ]
         if self.unknown and self.pieces:
             said.append(
                 f"a word is {self.pieces[0]:.2f} tokens long ({self.pieces[1]:.2f} in {self.old}), and "
-                f"{self.unknown[0]:.1%} of the tokens are unknown ({self.unknown[1]:.1%})"
+                f"{percent(self.unknown[0], 1)} of the tokens are unknown ({percent(self.unknown[1], 1)})"
             )
         said.append(
             f"half of its texts have {self.words[0][0]:.0f} to {self.words[0][2]:.0f} words "
             f"({self.words[1][0]:.0f} to {self.words[1][2]:.0f}); the largest gap between the distributions of length "
-            f"is {self.length_gap:.0%}"
+            f"is {percent(self.length_gap)}"
         )
         if self.distance and self.low is not None and self.high is not None and self.far is not None:
             how = "as far from the nearest of {} old texts as"
@@ -91,9 +91,14 @@ class DataDrift:
                 f"its texts are {how.format(f'{self.reference:,}')} other old texts are: cosine distance "
                 f"{self.distance[0]:.3f} against {self.distance[1]:.3f} (difference "
                 f"{self.distance[0] - self.distance[1]:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f}); "
-                f"{self.far:.0%} of them are farther than 95 % of the old ones"
+                f"{percent(self.far)} of them are farther than 95 % of the old ones"
             )
-        return [re.sub(r"(?<=\d)%", " %", line) for line in said]
+        return said
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share as a reader of the report expects it: 31 %."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def data_drift(
