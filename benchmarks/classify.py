@@ -73,6 +73,7 @@ def embedtune(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) 
 
 def trainer(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """transformers' own trainer, timed by a callback at the end of every step."""
+    import torch
     from datasets import Dataset
     from transformers import (
         AutoModelForSequenceClassification,
@@ -100,7 +101,8 @@ def trainer(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) ->
 
     arguments = TrainingArguments(
         output_dir=str(work / "out"), per_device_train_batch_size=args.batch, max_steps=args.steps, learning_rate=LR,
-        bf16=bf16, train_sampling_strategy="group_by_length" if best else "random", save_strategy="no",
+        bf16=bf16, use_cpu=not torch.cuda.is_available(), save_strategy="no",
+        train_sampling_strategy="group_by_length" if best else "random",
         report_to="none", logging_steps=1, disable_tqdm=True, seed=0,
     )  # fmt: skip
     made = Trainer(

@@ -186,7 +186,7 @@ def test_values_reach_the_part_of_the_recipe_that_has_them():
     name, made = trials.parse(Classify(train="x"), "weights=none,balanced")
     assert name == "weights" and [recipe.weights for _, recipe in made] == ["none", "balanced"]
     _, made = trials.parse(Classify(train="x"), "schedule=cosine,linear")
-    assert [recipe.loop.schedule for _, recipe in made] == ["cosine", "linear"] and made[0][1].loop.epochs == 3
+    assert [recipe.loop.schedule for _, recipe in made] == ["cosine", "linear"]
     _, made = trials.parse(Classify(train="x"), "layer_decay=0.8,1")
     assert [recipe.loop.layer_decay for _, recipe in made] == [0.8, 1.0]
 

@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score
 from transformers import pipeline
 
 from conftest import corpus
-from embedtune import UserError, cli, files, plots, plots_labels, run_labels, tune
+from embedtune import UserError, cli, files, plots, plots_labels, recipes, run_labels, tune
 from embedtune import run as story_of
 from embedtune.data.clean import text_hash
 from embedtune.data.divide import leaks
@@ -299,13 +299,21 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(place, monkeypatch, st
     assert again.story["verdict"] == whole.story["verdict"] and again.story["tables"] == whole.story["tables"]
 
 
-def test_the_loop_is_that_of_fit_but_for_what_the_user_says():
-    from embedtune.recipes import Classify
+@pytest.mark.parametrize(
+    ("said", "epochs", "batch"), [({}, 3.0, 32), ({"epochs": 1.0, "batch": 64}, 1.0, 64), ({"lr": 1e-4}, 3.0, 32)]
+)
+def test_the_loop_is_that_of_fit_but_for_what_the_user_says(place, monkeypatch, said, epochs, batch):
+    seen = []
 
-    plain = Run().loop
-    assert run_labels._loop(plain, Classify().loop) == Classify().loop
-    changed = run_labels._loop(Run(loop=Loop(batch=8, lr=1e-4)).loop, Classify().loop)
-    assert (changed.batch, changed.lr) == (8, 1e-4)
+    def stop(recipe, folder, listener):
+        seen.append(recipes.usual(recipe))
+        raise Interrupted("stopped by signal 15", 143)
+
+    monkeypatch.setattr(run_labels, "_stage", stop)
+    with pytest.raises(Interrupted):
+        go(place, loop=Loop(**said))
+    assert (seen[0].epochs, seen[0].batch) == (epochs, batch)
+    assert recipes.usual(Run()).batch == 64
 
 
 def test_csv_and_conll_by_name(place):

@@ -21,8 +21,8 @@ def problems(recipe: Any) -> list[str]:
 def _loop_needs(loop: recipes.Loop) -> list[Need]:
     needs = [
         (loop.lr is None or 0 < loop.lr < 1, f"lr must lie between 0 and 1, not {loop.lr}"),
-        (0 < loop.epochs < math.inf, f"epochs must be positive and finite, not {loop.epochs}"),
-        (loop.batch >= 1, f"batch must be at least 1, not {loop.batch}"),
+        (loop.epochs is None or 0 < loop.epochs < math.inf, f"epochs must be positive and finite, not {loop.epochs}"),
+        (loop.batch is None or loop.batch >= 1, f"batch must be at least 1, not {loop.batch}"),
         (0 <= loop.warmup < math.inf, f"warmup must not be negative, and finite, not {loop.warmup}"),
         (-(2**63) <= loop.seed < 2**63, f"seed must fit into 64 bits, not {loop.seed}"),
         (loop.clip > 0, f"clip must be positive, not {loop.clip}"),
@@ -103,7 +103,7 @@ def _contrastive_needs(recipe: recipes.Contrastive) -> list[Need]:
         ),
         (recipe.dev_corpus >= 1, f"dev_corpus must be at least 1, not {recipe.dev_corpus}"),
         (
-            recipe.loop.batch >= 2,
+            recipe.loop.batch is None or recipe.loop.batch >= 2,
             f"batch must be at least 2: the other rows are the negatives; not {recipe.loop.batch}",
         ),
     ]
@@ -114,7 +114,7 @@ def _scored_needs(recipe: recipes.Scored) -> list[Need]:
         *_dims_needs(recipe.dims),
         _penalty_need(recipe.length_penalty),
         (
-            recipe.loop.batch >= 2,
+            recipe.loop.batch is None or recipe.loop.batch >= 2,
             f"batch must be at least 2: scores are learned by comparison; not {recipe.loop.batch}",
         ),
         (

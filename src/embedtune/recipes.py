@@ -6,7 +6,7 @@ machine"; what it was derived to is written into the output's `recipe.toml`, so 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ Merge = Literal["none", "auto"]
 Track = Literal["none", "tensorboard"]
 Weights = Literal["none", "balanced"]
 Pooling = Literal["cls", "mean"]
+EPOCHS, BATCH = 1.0, 32  # where a loop names none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,14 @@ class Loop:
     seed: int = 0
     # Peak learning rate of AdamW (derived: what the task and a fresh head call for).
     lr: float | None = None
-    # Passes over the training data.
-    epochs: float = 1.0
+    # Passes over the training data (derived: 1; on labels, scores and tags 3).
+    epochs: float | None = None
     # Stop after this many optimizer steps, if that comes before the epochs end.
     max_steps: int | None = None
     # Stop after this many minutes of training (the schedule is not stretched to fit).
     minutes: float | None = None
-    # Rows per optimizer step.
-    batch: int = 32
+    # Rows per optimizer step (derived: 32; a run on text or pairs 64).
+    batch: int | None = None
     # Tokens per forward pass; a batch is split to fit (derived from free memory).
     max_tokens: int | None = None
     # Arithmetic of the model: bf16 where the hardware has it; weights and optimizer stay fp32.
@@ -258,7 +259,7 @@ class Classify:
     # The run before.
     past: Past = field(default_factory=Past)
     # The shared part.
-    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+    loop: Loop = field(default_factory=Loop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,7 +291,7 @@ class Regress:
     # The run before.
     past: Past = field(default_factory=Past)
     # The shared part.
-    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+    loop: Loop = field(default_factory=Loop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +325,7 @@ class Tag:
     # The run before.
     past: Past = field(default_factory=Past)
     # The shared part.
-    loop: Loop = field(default_factory=lambda: Loop(epochs=3))
+    loop: Loop = field(default_factory=Loop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +360,7 @@ class Run:
     # Texts to search in when judging: the right ones, filled up with others to this number.
     test_corpus: int = 5000
     # The shared part.
-    loop: Loop = field(default_factory=lambda: Loop(batch=64))
+    loop: Loop = field(default_factory=Loop)
 
 
 RECIPES: dict[str, type] = {
@@ -371,6 +372,13 @@ RECIPES: dict[str, type] = {
 def task_of(recipe: Any) -> str:
     """The task's name of a recipe, the word after `embedtune fit`."""
     return next(name for name, kind in RECIPES.items() if isinstance(recipe, kind))
+
+
+def usual(recipe: Any) -> Loop:
+    """The loop of a recipe with the epochs and the batch that its task usually has, where it says none."""
+    loop: Loop = recipe.loop
+    epochs = 3.0 if isinstance(recipe, Classify | Regress | Tag) else EPOCHS
+    return replace(loop, epochs=loop.epochs or epochs, batch=loop.batch or (64 if isinstance(recipe, Run) else BATCH))
 
 
 def length_penalty(recipe: Any) -> float:

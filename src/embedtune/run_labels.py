@@ -13,7 +13,7 @@ import numpy as np
 
 from embedtune import files, schema, tune
 from embedtune.data.label_check import FEW_A_CLASS
-from embedtune.recipes import RECIPES, Loop, Run, Scored
+from embedtune.recipes import BATCH, RECIPES, Run, Scored
 
 EXAMPLES = 5  # rows that changed, each way
 CONFUSED = 10  # mistakes that are listed
@@ -31,8 +31,9 @@ def tell_labels(recipe: Run, found: Any, home: Path, out: Path, listener: Any) -
     for name in ("train", "dev", "test"):
         write_rows(home / "data" / f"{name}.jsonl", getattr(found, name))
     train, dev, test = (str(home / "data" / f"{name}.jsonl") for name in ("train", "dev", "test"))
-    label = RECIPES[found.task](train=train, dev=dev, model=recipe.model or tune.default_model(), dev_rows=10**6,
-                                loop=_loop(recipe.loop, RECIPES[found.task]().loop))  # fmt: skip
+    label = RECIPES[found.task](
+        train=train, dev=dev, model=recipe.model or tune.default_model(), dev_rows=10**6, loop=recipe.loop
+    )
     ready = label
     if few := _few(found):
         found.remarks.append(few)
@@ -67,7 +68,7 @@ def _adapted(label: Any, found: Any, home: Path, listener: Any) -> Path:
     rows, path, loop = list(read_labelled(label.train)), home / "data" / "pairs.jsonl", label.loop
     pairs = list(class_pairs(rows, min(ROUNDS, max(1, MOST_PAIRS // len(rows))), loop.seed, Counts()))
     write_rows(path, pairs)
-    steps = loop.max_steps or max(LEAST_STEPS, -(-len(pairs) // loop.batch))
+    steps = loop.max_steps or max(LEAST_STEPS, -(-len(pairs) // (loop.batch or BATCH)))
     recipe = Scored(
         train=str(path), dev=str(path), allow_leaks=True, model=label.model, loss="CosineSimilarityLoss",
         loop=dataclasses.replace(loop, epochs=10**6, max_steps=steps, measure=None, layer_decay=1.0),
@@ -80,15 +81,6 @@ def _stage(recipe: Any, folder: Path, listener: Any) -> None:
     """Train, or go on where a run that was stopped is, or leave what is finished as it is."""
     if not folder.is_dir():
         tune.finetune(recipe, folder, resume=tune.running(folder).is_dir(), listener=listener)
-
-
-def _loop(given: Loop, usual: Loop) -> Loop:
-    """What the user changed of a run's loop, and for the rest what `fit` does with labels."""
-    plain = Run().loop
-    names = [
-        field.name for field in dataclasses.fields(Loop) if getattr(given, field.name) != getattr(plain, field.name)
-    ]
-    return dataclasses.replace(usual, **{name: getattr(given, name) for name in names})
 
 
 def _judge(recipe: Run, found: Any, prepared: Any, home: Path, out: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import files, schema, tune
-from embedtune.recipes import MLM, Contrastive, Ranking, Run
+from embedtune.recipes import MLM, Contrastive, Ranking, Run, usual
 
 MAIN = "nDCG@10"
 MEASURES = ("nDCG@10", "MRR@10", "recall@10", "recall@100", "precision@10", "MAP", "accuracy@1")
@@ -30,7 +30,7 @@ def tell_pairs(recipe: Run, found: Any, home: Path, out: Path, listener: Any) ->
     write_rows(train, _with_negatives(recipe, found, start, home, listener))
     tuned = home / "tuned"
     if not tuned.is_dir():
-        loop = recipe.loop
+        loop = usual(recipe)
         ranking = Ranking(guide=base, dims=recipe.dims)
         contrastive = Contrastive(train=str(train), dev=str(dev), model=start, merge="auto", ranking=ranking, loop=loop,
                                   dev_rows=10**6, dev_corpus=recipe.test_corpus)  # fmt: skip
@@ -60,7 +60,7 @@ def _adapt(recipe: Run, base: str, found: Any, home: Path, listener: Any) -> tup
         text = home / "text.txt"
         lines = [line for document in found.text for line in (*document, "")]
         files.write_text(text, "\n".join(lines).rstrip("\n") + "\n")
-        loop = dataclasses.replace(recipe.loop, lr=None, batch=32, measure=None)
+        loop = dataclasses.replace(recipe.loop, lr=None, batch=None, measure=None)
         mlm = MLM(train=str(text), model=base, loop=loop)
         tune.finetune(mlm, adapted, resume=tune.running(adapted).is_dir(), listener=listener)
     scores = files.read_json(adapted / "scores.json")

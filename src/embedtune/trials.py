@@ -72,7 +72,7 @@ def try_out(recipe: Any, text: str, out: Path, listener: Any) -> Tried:
         folder = home / str(number)
         if not folder.is_dir():
             listener.note(f"trying {name} = {value}")
-            loop = dataclasses.replace(changed.loop, epochs=min(changed.loop.epochs, TRIAL_EPOCHS))
+            loop = dataclasses.replace(changed.loop, epochs=min(changed.loop.epochs or TRIAL_EPOCHS, TRIAL_EPOCHS))
             tune.finetune(dataclasses.replace(changed, loop=loop), folder, listener=listener,
                           resume=tune.running(folder).is_dir())  # fmt: skip
         scores = files.read_json(folder / "scores.json")

@@ -181,7 +181,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     start = {"recipe": schema.to_toml(recipe), **prepared.identity}
     loop, of_sides = _agree(home, start, resume), side_measures(prepared, task)
     if loop is None:
-        loop = dataclasses.replace(recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
+        loop = dataclasses.replace(prepared.recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
         loop = resolve(loop, objective, prepared.max_length, prepared.lr)
         size = sum(p.numel() for p in objective.model.parameters()) * 4
         files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")

@@ -56,6 +56,17 @@ def test_the_vectors_are_those_of_stock_encode_in_the_order_of_the_rows(place, c
     assert not list(Path().glob("*.running"))
 
 
+@pytest.mark.parametrize(("hardware", "said", "made"), [
+    ("bf16", [], "bf16"), ("fp32", [], "fp32"), ("bf16", ["--precision", "fp32"], "fp32"),
+])  # fmt: skip
+def test_the_fast_arithmetic_where_the_hardware_has_it(place, monkeypatch, hardware, said, made):
+    monkeypatch.setattr("embedtune.encoder.encode.fast_precision", lambda device: hardware)
+    run("text.txt", "--out", "v.npy", *said)
+    assert told("v.npy")["precision"] == made
+    gap = np.abs(np.load("v.npy") - stock().encode(place)).max()
+    assert gap < 1e-6 if made == "fp32" else 1e-6 < gap < 0.05
+
+
 def test_types_of_numbers(place):
     wanted = stock().encode(place)
     run("text.txt", "--out", "half.npy", "--dtype", "float16")

@@ -53,8 +53,8 @@ class Embed:
     text: bool = False
     # Rows that cannot be read: stop, leave them out, or mend them with U+FFFD.
     bad_rows: recipes.BadRows = "fail"
-    # Arithmetic of the model.
-    precision: recipes.Precision = "fp32"
+    # Arithmetic of the model (derived: bf16 where the hardware has it, else fp32).
+    precision: recipes.Precision | None = None
     # Go on with what a stopped run left in OUT.running.
     resume: bool = False
     # Remove what a stopped run left, and start anew.
@@ -71,7 +71,7 @@ def embed(command: Embed, talk: Talk) -> Output:
 
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts
-    from embedtune.encoder.encode import identity, open_encoder
+    from embedtune.encoder.encode import identity, open_encoder, usual_precision
     from embedtune.search import bulk, spread
     from embedtune.search.rows import read_records
 
@@ -90,7 +90,8 @@ def embed(command: Embed, talk: Talk) -> Output:
         refuse_existing(command.out, command.force)
     if command.discard and home.is_dir():
         shutil.rmtree(home)
-    encoder = open_encoder(command.model, precision=command.precision, pooling=command.pooling, note=talk.note)
+    precision = command.precision or usual_precision(command.model)
+    encoder = open_encoder(command.model, precision=precision, pooling=command.pooling, note=talk.note)
     if command.dims is not None and not 1 <= command.dims <= encoder.dimension:
         raise UserError(f"must be from 1 to {encoder.dimension}, the model's own", where="--dims")
     counts = Counts()
@@ -98,10 +99,9 @@ def embed(command: Embed, talk: Talk) -> Output:
     role = command.role or "text"
     folder = Path(command.model)  # workers have another working folder
     name = str(folder.resolve()) if folder.is_dir() else command.model
-    model = spread.Model(name, identity(name), role, command.prompt, command.pooling,
-                         command.precision)  # fmt: skip
+    model = spread.Model(name, identity(name), role, command.prompt, command.pooling, precision)
     about = {"model": command.model, "identity": model.identity, "role": role, "prompt": command.prompt,
-             "pooling": command.pooling, "precision": command.precision, "torch": torch.__version__}  # fmt: skip
+             "pooling": command.pooling, "precision": precision, "torch": torch.__version__}  # fmt: skip
     texts = (bulk.Text(record.id, record.text) for record in records)
     with _engine(command, encoder, model, talk) as stream:
         done = bulk.bulk(stream, texts, job, about, resume=command.resume, note=talk.note)

@@ -40,8 +40,8 @@ class Build:
     columns: str | None = None
     # Rows that cannot be read: stop, leave them out, or mend them with U+FFFD.
     bad_rows: recipes.BadRows = "fail"
-    # Arithmetic of the model.
-    precision: recipes.Precision = "fp32"
+    # Arithmetic of the model (derived: bf16 where the hardware has it, else fp32).
+    precision: recipes.Precision | None = None
     # Replace an index of that name.
     force: bool = False
     # Print the result as JSON.

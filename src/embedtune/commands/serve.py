@@ -54,20 +54,27 @@ def serve(command: Serve, talk: Talk) -> Output:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed", fix="pip install 'embedtune[serve]'") from error
-    from embedtune.encoder.device import has_bf16, pick_device
+    from embedtune.encoder.device import fast_precision, pick_device
     from embedtune.serve.app import Service
     from embedtune.serve.batcher import Limits
     from embedtune.serve.listen import make_server
     from embedtune.serve.shelf import check_indexes, open_all
 
     check_indexes(command.model, command.index)  # what is wrong with the names is said now
-    precision = command.precision or ("bf16" if has_bf16(pick_device()) else "fp32")
+    precision = command.precision or fast_precision(pick_device())
     limits = Limits(command.batch_tokens, command.queue_seconds, command.queue_items)
     service = Service(lambda: open_all(command.model, command.index, precision, command.batch_tokens), limits,
                       Path(command.feedback), command.names)  # fmt: skip
     server = make_server(service, key, command.host, command.port)
-    talk.note(f"http://{command.host}:{command.port} serves {command.model} in {precision}"
-              + ("" if key else "; without a key, to this machine alone"))  # fmt: skip
+    place, first = f"http://{command.host}:{command.port}", service.loaded
+
+    def loaded() -> None:
+        first()
+        talk.note(f"{place} serves {command.model} in {precision}"
+                  + ("" if key else "; without a key, to this machine alone"))  # fmt: skip
+
+    service.loaded = loaded
+    talk.note(f"{place} answers 503 while {command.model} is loaded")
     server.run()
     if service.failed and service.batcher is None:
         raise UserError(service.failed, where=command.model)

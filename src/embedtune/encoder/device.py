@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,11 @@ def has_bf16(device: torch.device) -> bool:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
     return False
+
+
+def fast_precision(device: torch.device) -> Literal["bf16", "fp32"]:
+    """The faster arithmetic: bf16 where this device has it in hardware."""
+    return "bf16" if has_bf16(device) else "fp32"
 
 
 def pick_device() -> torch.device:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from embedtune.encoder import embedder, exported, load
+from embedtune.encoder.device import fast_precision, pick_device
 from embedtune.encoder.embed import WINDOW, Embedded, embed
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
@@ -87,6 +88,12 @@ def identity(name: str) -> str:
 def hosted_cache() -> Path:
     """Where vectors of hosted models are kept: EMBEDTUNE_CACHE, else the user's cache folder."""
     return Path(os.environ.get("EMBEDTUNE_CACHE") or Path.home() / ".cache" / "embedtune")
+
+
+def usual_precision(name: str) -> Precision:
+    """What many texts are embedded in: the faster of the device's own; exports and hosted models have theirs."""
+    own = name.startswith(HOSTED) or exported.is_export(load.find(name))
+    return "fp32" if own else fast_precision(pick_device())
 
 
 def open_encoder(

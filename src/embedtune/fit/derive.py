@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from embedtune.encoder.device import free_bytes, has_bf16
+from embedtune.encoder.device import fast_precision, free_bytes
 from embedtune.fit.engine import Objective, total_steps
 from embedtune.recipes import Loop
 
@@ -27,7 +27,7 @@ def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
 def resolve(loop: Loop, objective: Objective, max_length: int, lr: float) -> Loop:
     """`loop` with every derived field filled in; `lr` is what the task calls for."""
     device = next(objective.model.parameters()).device
-    precision = loop.precision or ("bf16" if has_bf16(device) else "fp32")
+    precision = loop.precision or fast_precision(device)
     total = total_steps(loop, objective.size, objective.head_steps)
     budget = token_budget(objective.body, max_length, precision == "bf16", free_bytes(device))
     return dataclasses.replace(

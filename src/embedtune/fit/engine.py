@@ -28,7 +28,7 @@ from embedtune.fit import checkpoint, order
 from embedtune.fit.checkpoint import State
 from embedtune.fit.optimizer import BODY, HEAD, Optimizer
 from embedtune.fit.schedule import factor
-from embedtune.recipes import Loop
+from embedtune.recipes import BATCH, EPOCHS, Loop
 
 HEAD_RATE = 1e-3  # learning rate of a fresh head while it is trained alone
 MOST_SKIPPED = 3  # steps in a row whose gradients were not finite
@@ -93,7 +93,7 @@ class Outcome:
 
 def total_steps(loop: Loop, size: int, head_steps: int) -> int:
     """Optimizer steps of a run: those of the epochs (capped by max_steps), after those of the head alone."""
-    steps = max(1, math.ceil(loop.epochs * order.steps_per_epoch(size, loop.batch)))
+    steps = max(1, math.ceil((loop.epochs or EPOCHS) * order.steps_per_epoch(size, loop.batch or BATCH)))
     return head_steps + (min(steps, loop.max_steps) if loop.max_steps else steps)
 
 
@@ -210,7 +210,7 @@ class Run:
 
     def _step(self) -> None:
         state, loop = self.state, self.loop
-        epoch, rows = self.objective.rows(state.step, loop.batch, loop.seed)
+        epoch, rows = self.objective.rows(state.step, loop.batch or BATCH, loop.seed)
         result = self._forward_backward(epoch, rows)
         norm = self.optimizer.clip(loop.clip)
         if math.isfinite(result.loss) and math.isfinite(norm):
@@ -277,7 +277,7 @@ class Run:
         seconds = state.seconds - self.logged_at
         record = {
             "step": state.step,
-            "epoch": round(state.step / order.steps_per_epoch(self.objective.size, self.loop.batch), 6),
+            "epoch": round(state.step / order.steps_per_epoch(self.objective.size, self.loop.batch or BATCH), 6),
             "loss": state.loss_sum / state.loss_steps if state.loss_steps else None,
             "lr": self._rates(state.step - 1)[HEAD if head else BODY],
             "tokens_per_second": round(state.log_tokens / seconds) if seconds > 0 else 0,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedtune import files, keyed, schema
 from embedtune.errors import UserError
-from embedtune.recipes import MLM, RECIPES, Past
+from embedtune.recipes import MLM, RECIPES, Past, usual
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,8 +88,8 @@ def chain(recipe: Any) -> list[Path]:
 
 
 def settled(recipe: Any) -> Any:
-    """The recipe with what it starts from filled in; a UserError where that is not what it was."""
-    past: Past = recipe.past
+    """The recipe with its usual loop and what it starts from filled in; a UserError where that is not what it was."""
+    recipe, past = dataclasses.replace(recipe, loop=usual(recipe)), recipe.past
     if past.continue_from is None:
         return recipe
     folder = open_run(past.continue_from, type(recipe)).folder

@@ -13,7 +13,7 @@ import numpy as np
 
 from embedtune import files
 from embedtune.encoder.embedder import Precision
-from embedtune.encoder.encode import Encoder, identity, open_encoder, stream
+from embedtune.encoder.encode import Encoder, identity, open_encoder, stream, usual_precision
 from embedtune.errors import UserError, did_you_mean, short_list
 from embedtune.nearest import top_k, unit
 from embedtune.search import graph, lexical, store
@@ -221,7 +221,7 @@ class Index:
 
 def create(
     folder: Path, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", ann: bool = False,
-    precision: Precision = "fp32", note: Note = lambda text: None,
+    precision: Precision | None = None, note: Note = lambda text: None,
 ) -> Index:  # fmt: skip
     """A new index of these records; `folder` appears when it is complete.
 
@@ -232,6 +232,7 @@ def create(
         raise UserError("an index keeps float32, and int8 or binary beside it", where="--dtype")
     if ann and dtype != "float32":
         raise UserError("take one of both: each chooses the candidates", where="--ann and --dtype")
+    precision = precision or usual_precision(model)
     encoder = open_encoder(model, precision=precision, note=note)
     name = str(Path(model).resolve()) if Path(model).is_dir() else model
     manifest = Manifest(name, identity(model), encoder.dimension, dtype, precision, graph=ann)

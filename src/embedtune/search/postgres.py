@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from embedtune.encoder.embedder import Precision
-from embedtune.encoder.encode import Encoder, LocalEncoder, identity, open_encoder, stream
+from embedtune.encoder.encode import Encoder, LocalEncoder, identity, open_encoder, stream, usual_precision
 from embedtune.errors import UserError, did_you_mean, short_list
 from embedtune.nearest import unit
 from embedtune.search import database, tables
@@ -192,7 +192,7 @@ def load(store: str, name: str, model: str | None = None, note: Note = lambda te
 
 def create(
     store: str, name: str, model: str, records: Iterable[Record], *, dtype: Dtype = "float32", ann: bool = False,
-    precision: Precision = "fp32", force: bool = False,
+    precision: Precision | None = None, force: bool = False,
 ) -> Table:  # fmt: skip
     """A new index of these records; it takes its name, and with `force` the place of an older one, when it is complete.
 
@@ -204,6 +204,7 @@ def create(
         database.with_vectors(connection, address, make=True)
         with writing(connection, name):
             tables.refuse_existing(connection, address, name, force)
+            precision = precision or usual_precision(model)
             encoder = open_encoder(model, precision=precision)
             kept = str(Path(model).resolve()) if Path(model).is_dir() else model
             about = About(kept, identity(model), encoder.dimension, dtype, precision, _similarity(encoder), ann)

@@ -139,10 +139,11 @@ def _order(
     table: np.ndarray, chosen: recipes.Ranking, lengths: np.ndarray, loop: recipes.Loop, remarks: list[str]
 ) -> Callable[[int], tuple[int, np.ndarray]]:
     """The rows of each step; what cannot stand in an epoch without meeting its like is said."""
+    batch, seed = loop.batch or recipes.BATCH, loop.seed
     if chosen.duplicates and not chosen.like_lengths:
-        return lambda step: batch_rows(step, loop.batch, len(table), loop.seed)
+        return lambda step: batch_rows(step, batch, len(table), seed)
     keys = np.repeat(np.arange(len(table))[:, None], 2, 1) if chosen.duplicates else table[:, :2]
-    order = DistinctOrder(keys, loop.batch, loop.seed, lengths[table[:, 1]] if chosen.like_lengths else None)
+    order = DistinctOrder(keys, batch, seed, lengths[table[:, 1]] if chosen.like_lengths else None)
     if lost := order.left_out_of(0):
         remarks.append(
             f"{lost:,} of {len(table):,} pairs are left out of the first epoch, about as many others of each later "

@@ -31,7 +31,7 @@ from embedtune.fit.objectives.texts import Texts, row_length
 from embedtune.fit.order import batch_rows
 from embedtune.fit.past import Known, Sides
 from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
-from embedtune.recipes import Scored
+from embedtune.recipes import BATCH, Scored
 
 RATE = 2e-5
 MEASURES = ["spearman", "pearson"]
@@ -77,9 +77,10 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
     noise = KeyedNoise(recipe.loop.seed)
     key_dropout(opened.model, noise)
     loss = _loss(recipe, int(opened.model.get_embedding_dimension()), labels)
-    loss, loop = ranking.with_length_penalty(loss, table, tokens, recipe.length_penalty), recipe.loop
+    loss = ranking.with_length_penalty(loss, table, tokens, recipe.length_penalty)
+    batch, seed = recipe.loop.batch or BATCH, recipe.loop.seed
     objective = EmbeddingObjective(
-        opened.model, tokens, table, loss, lambda step: batch_rows(step, loop.batch, len(table), loop.seed), noise,
+        opened.model, tokens, table, loss, lambda step: batch_rows(step, batch, len(table), seed), noise,
         ["dev_loss", *(f"dev_{name}" for name in MEASURES)], opened.padded,
         texts.prompt_lengths(opened, {TEXT: prompt}), opened.config_values,
     )  # fmt: skip
