@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,13 @@ from embedtune.encoder.embed import batches, embed
 from embedtune.encoder.embedder import load_embedder
 from embedtune.encoder.load import find
 
-MAX_TOKENS = 8192
+BUDGETS = (2048, 8192)  # padded tokens of a batch for the peers that are fed by us, who are as good as the better one
 Encode = Callable[[list[str]], np.ndarray]
 
 
 def ours(folder: Path, precision: str) -> Encode:
     model, _ = load_embedder(folder, precision)
-    return lambda texts: np.concatenate([part.vectors for part in embed(model, texts, max_tokens=MAX_TOKENS)])
+    return lambda texts: np.concatenate([part.vectors for part in embed(model, texts)])
 
 
 def stock(folder: Path, dtype: torch.dtype) -> Encode:
@@ -44,8 +45,8 @@ def stock(folder: Path, dtype: torch.dtype) -> Encode:
     return lambda texts: model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float().numpy()
 
 
-def padded(folder: Path, run: Callable[[dict[str, np.ndarray]], np.ndarray]) -> Encode:
-    """Length-sorted, padded batches under the same budget of tokens; `run` gives hidden states (B, L, D)."""
+def padded(folder: Path, run: Callable[[dict[str, np.ndarray]], np.ndarray], budget: int) -> Encode:
+    """Length-sorted, padded batches under a budget of tokens; `run` gives hidden states (B, L, D)."""
     model, _ = load_embedder(folder)
     tokenizer, limit = model.tokenizer, model.max_seq_length
 
@@ -53,7 +54,7 @@ def padded(folder: Path, run: Callable[[dict[str, np.ndarray]], np.ndarray]) -> 
         ids = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         sizes = np.array([len(row) for row in ids])
         order, found = np.argsort(-sizes, kind="stable"), []
-        for part in batches(sizes[order], MAX_TOKENS, padded=True):
+        for part in batches(sizes[order], budget, padded=True):
             given = tokenizer.pad({"input_ids": [ids[i] for i in order[part]]}, return_tensors="np")
             mask = given["attention_mask"].astype(np.int64)
             hidden = run({"input_ids": given["input_ids"].astype(np.int64), "attention_mask": mask})
@@ -81,7 +82,7 @@ def backbone(folder: Path) -> torch.nn.Module:
 EXAMPLE = {"input_ids": torch.ones(2, 9, dtype=torch.int64), "attention_mask": torch.ones(2, 9, dtype=torch.int64)}
 
 
-def onnx(folder: Path, int8: bool, scratch: Path) -> Encode:
+def onnx(folder: Path, int8: bool, scratch: Path, budget: int) -> Encode:
     import onnxruntime
 
     if int8:
@@ -98,29 +99,33 @@ def onnx(folder: Path, int8: bool, scratch: Path) -> Encode:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options)
-    return padded(folder, lambda given: session.run(["hidden"], given)[0])
+    return padded(folder, lambda given: session.run(["hidden"], given)[0], budget)
 
 
-def openvino(folder: Path, precision: str) -> Encode:
+def openvino(folder: Path, precision: str, budget: int) -> Encode:
     import openvino as ov
 
     model = ov.convert_model(backbone(folder), example_input=EXAMPLE)
     settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = ov.Core().compile_model(model, "CPU", settings)
-    return padded(folder, lambda given: compiled(given)[0])
+    return padded(folder, lambda given: compiled(given)[0], budget)
 
 
 def contenders(folder: Path, scratch: Path) -> dict[str, Callable[[], Encode]]:
-    return {
+    found = {
         "ours fp32": lambda: ours(folder, "fp32"),
         "ours bf16": lambda: ours(folder, "bf16"),
         "sentence-transformers fp32": lambda: stock(folder, torch.float32),
         "sentence-transformers bf16": lambda: stock(folder, torch.bfloat16),
-        "ONNX Runtime fp32": lambda: onnx(folder, False, scratch),
-        "ONNX Runtime int8": lambda: onnx(folder, True, scratch),
-        "OpenVINO fp32": lambda: openvino(folder, "f32"),
-        "OpenVINO bf16": lambda: openvino(folder, "bf16"),
     }
+    for budget in BUDGETS:
+        found |= {
+            f"ONNX Runtime fp32, {budget}": partial(onnx, folder, False, scratch, budget),
+            f"ONNX Runtime int8, {budget}": partial(onnx, folder, True, scratch, budget),
+            f"OpenVINO fp32, {budget}": partial(openvino, folder, "f32", budget),
+            f"OpenVINO bf16, {budget}": partial(openvino, folder, "bf16", budget),
+        }
+    return found
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from embedtune.refine import export as module
 from embedtune.refine import graph, parity
 from embedtune.refine.erase import Texts
 from embedtune.refine.export import Wanted, export
+from embedtune.serve.model import open_served
 
 pytest.importorskip("onnxscript")
 KINDS = ("bert", "modernbert", "roberta", "mpnet")
@@ -280,6 +281,17 @@ def test_a_prompt_outside_of_the_pooling_is_refused(pipelines, tmp_path):
     model.save(str(tmp_path / "instructed"))
     with pytest.raises(UserError, match="leaves its prompt out"):
         export(str(tmp_path / "instructed"), Wanted("onnx"), tmp_path / "out")
+
+
+def test_an_export_embeds_in_its_own_arithmetic_and_is_not_served(onnx, texts, tmp_path, monkeypatch):
+    source, folder = onnx
+    monkeypatch.setattr("embedtune.encoder.encode.fast_precision", lambda device: "bf16")
+    (tmp_path / "t.txt").write_text("\n".join(texts[:20]) + "\n")
+    assert cli.run(["embed", str(folder), str(tmp_path / "t.txt"), "--out", str(tmp_path / "v.npy")]) == 0
+    expected = SentenceTransformer(str(source), device="cpu").encode(texts[:20])
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
+    with pytest.raises(UserError, match="or an export"):
+        open_served(str(folder), "bf16", 64)
 
 
 def test_judge_takes_an_export_for_an_embedding_model(onnx):

@@ -40,17 +40,17 @@ def embed(
     model: SentenceTransformer,
     texts: Iterable[str],
     *,
-    max_tokens: int = 8192,
+    max_tokens: int | None = None,
     window: int = WINDOW,
     prompt: str | None = None,
 ) -> Iterator[Embedded]:
     """Embed a stream of texts as `model.encode` would, one `Embedded` per `window` texts.
 
-    Inside a window texts are sorted by length and batched under a budget of `max_tokens` (padded tokens, or
-    real ones where the model is padding-free); a text longer than the budget goes alone. The model's default
-    prompt (or `prompt`, where it is not None) and `truncate_dim` are honoured. While the model computes, a thread
-    makes tokens of the next window. Vectors are float32 whatever the model computes in. Raises UserError for an item
-    that is not a text.
+    Inside a window texts are sorted by length and batched under a budget of `max_tokens` (`budget` of the device;
+    padded tokens, or real ones where the model is padding-free); a text longer than the budget goes alone. The
+    model's default prompt (or `prompt`, where it is not None) and `truncate_dim` are honoured. While the model
+    computes, a thread makes tokens of the next window. Vectors are float32 whatever the model computes in. Raises
+    UserError for an item that is not a text.
     """
     if prompt is None:
         prompt = model.prompts.get(model.default_prompt_name or "")
@@ -89,8 +89,13 @@ def tokenize(model: SentenceTransformer, texts: list[str], prompt: str = "") -> 
     return Rows([np.array(ids, np.int64) for ids in found["input_ids"]], cut)
 
 
+def budget(device: torch.device) -> int:
+    """Tokens of a forward pass: on a CPU few, whose activations stay in the caches; on a GPU enough to fill it."""
+    return 2048 if device.type == "cpu" else 8192
+
+
 @torch.inference_mode()
-def embed_rows(model: SentenceTransformer, rows: Rows, max_tokens: int, prompt: str = "") -> Embedded:
+def embed_rows(model: SentenceTransformer, rows: Rows, max_tokens: int | None, prompt: str = "") -> Embedded:
     """Embed rows of token ids whose first tokens are `prompt`; the vectors come to the CPU once, at the end."""
     first: Any = model[0]
     extra = {"prompt_length": first._get_prompt_length(prompt)} if prompt else {}
@@ -100,7 +105,7 @@ def embed_rows(model: SentenceTransformer, rows: Rows, max_tokens: int, prompt: 
     was_training = model.training
     model.eval()
     try:
-        for part in batches(sizes[order], max_tokens, padded=not _padding_free(model)):
+        for part in batches(sizes[order], max_tokens or budget(model.device), padded=not _padding_free(model)):
             features = _collate(model, [rows.ids[i] for i in order[part]])
             vectors.append(model({**features, **extra})["sentence_embedding"])
     finally:

@@ -36,7 +36,7 @@ class Encoder(Protocol):
 class LocalEncoder:
     """A sentence-transformers model on this machine, padding-free where its architecture allows it."""
 
-    def __init__(self, name: str, model: Any, max_tokens: int = 8192) -> None:
+    def __init__(self, name: str, model: Any, max_tokens: int | None = None) -> None:
         self.name, self.model, self.max_tokens = name, model, max_tokens
         self.dimension = int(model.get_embedding_dimension())
         self.truncated = 0  # texts longer than the model reads, so far
@@ -90,10 +90,14 @@ def hosted_cache() -> Path:
     return Path(os.environ.get("EMBEDTUNE_CACHE") or Path.home() / ".cache" / "embedtune")
 
 
+def is_local(name: str) -> bool:
+    """Whether a name is that of weights to be run here: of no hosted model and no export."""
+    return not name.startswith(HOSTED) and not exported.is_export(load.find(name))
+
+
 def usual_precision(name: str) -> Precision:
     """What many texts are embedded in: the faster of the device's own; exports and hosted models have theirs."""
-    own = name.startswith(HOSTED) or exported.is_export(load.find(name))
-    return "fp32" if own else fast_precision(pick_device())
+    return fast_precision(pick_device()) if is_local(name) else "fp32"
 
 
 def open_encoder(

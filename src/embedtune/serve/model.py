@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from embedtune.encoder.embed import Rows, embed_rows, tokenize
+from embedtune.encoder.embed import Rows, budget, embed_rows, tokenize
 from embedtune.encoder.embedder import Precision
-from embedtune.encoder.encode import LocalEncoder, Role, identity, open_encoder, role_prompt
+from embedtune.encoder.encode import LocalEncoder, Role, identity, is_local, open_encoder, role_prompt
 from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Given, NotFinite
 
@@ -69,7 +69,7 @@ class Served:
         long = [len(given[n].content) > self.max_length for n in ids]
         rows = Rows([*rows.ids, *(np.array(given[n].content[: self.max_length], np.int64) for n in ids)],
                     np.concatenate([rows.cut, np.array(long, bool)]))  # fmt: skip
-        found = embed_rows(model, rows, self.batch_tokens, prompt)
+        found = embed_rows(model, rows, min(self.batch_tokens, budget(model.device)), prompt)
         finite = np.isfinite(found.vectors).all(axis=1)
         for place, number in enumerate([*texts, *ids]):
             answer = Answer(found.vectors[place], int(found.tokens[place]), bool(rows.cut[place]))
@@ -84,8 +84,9 @@ class Served:
 
 
 def open_served(name: str, precision: Precision, batch_tokens: int) -> Served:
-    """Load a model to be served. Raises UserError where there is none, or it is a hosted one."""
-    encoder = open_encoder(name, precision=precision)
-    if not isinstance(encoder, LocalEncoder):
+    """Load a model to be served. Raises UserError where there is none, or it is hosted elsewhere or an export."""
+    if not is_local(name):
         raise UserError("is hosted elsewhere, or an export", where=name, fix="name a model folder or a hub name")
+    encoder = open_encoder(name, precision=precision)
+    assert isinstance(encoder, LocalEncoder)
     return Served(name, identity(name), encoder, precision, batch_tokens)
