@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -16,6 +17,7 @@ from embedtune.serve.guard import Guard
 
 HEAD = 2**16  # bytes of a request's head
 HEAD_SECONDS = 5  # in which it must have come, at the latest twice that
+YOUNG = 10_000  # objects made before the collector looks at them; a request makes hundreds that need none
 NICE = 5  # how far the thread of the event loop steps back behind the model
 
 
@@ -39,15 +41,19 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
 
     server.handle_exit = handle  # type: ignore[method-assign]
     service.give_up = lambda: setattr(server, "should_exit", True)
-    service.loaded = step_back
+    service.loaded = settle
     return server
 
 
-def step_back() -> None:
-    """Let the model come first: under overload it has the cores, and saying no takes what is left.
+def settle() -> None:
+    """All is loaded: keep the collector away from it, and let the model come first.
 
-    Of this thread alone, where the system can do that (Linux).
+    Looking again and again through what stays took half of the event loop's time under overload. The priority is that
+    of this thread alone, where the system can do that (Linux): saying no takes what the model leaves of the cores.
     """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + NICE))
 
