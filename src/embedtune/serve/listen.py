@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +18,21 @@ from embedtune.serve.guard import Guard
 
 HEAD = 2**16  # bytes of a request's head
 HEAD_SECONDS = 5  # in which it must have come, at the latest twice that
-YOUNG = 10_000  # objects made before the collector looks at them; a request makes hundreds that need none
+COLLECT = 60  # seconds between two looks of the garbage collector; nearly all that a request makes needs none
 NICE = 5  # how far the thread of the event loop steps back behind the model
 
 
 def make_server(service: Service, key: str | None, host: str, port: int) -> uvicorn.Server:
     """A server that on a signal refuses what comes and answers what is here, and that ends when it cannot serve."""
     waiting: dict[Any, Any] = {}
+    collected = time.monotonic()
 
     async def every_few_seconds() -> None:
+        nonlocal collected
         hang_up(server.server_state.connections, waiting)
+        if not gc.isenabled() and time.monotonic() - collected > COLLECT:
+            gc.collect()
+            collected = time.monotonic()
 
     config = uvicorn.Config(Guard(make_app(service), key, service.busy), host, port, log_level="warning",
                             http=listening(AutoHTTPProtocol), ws="none", lifespan="on", server_header=False,  # type: ignore[arg-type]
@@ -46,14 +52,15 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
 
 
 def settle() -> None:
-    """All is loaded: keep the collector away from it, and let the model come first.
+    """All is loaded: the collector comes by the clock from now on, and the model comes first.
 
-    Looking again and again through what stays took half of the event loop's time under overload. The priority is that
-    of this thread alone, where the system can do that (Linux): saying no takes what the model leaves of the cores.
+    Under overload thousands of requests wait, and looking through them again and again took half of the event loop's
+    time. The priority is that of this thread alone, where the system can do that (Linux): saying no takes what the
+    model leaves of the cores.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
+    gc.disable()
     if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + NICE))
 
