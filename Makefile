@@ -1,6 +1,7 @@
 # make demo         text -> model -> length direction, in a few minutes, with nothing but this machine's own files
 # make test         the tests            make check        ruff and mypy
-# make reliability  the slow tests       make bench        every benchmark, one after the other
+# make reliability  the slow tests and a table of cases and failures; stopped, it goes on where it was; PART=1/4 is a quarter
+# make bench        every benchmark, one after the other
 # make parity       against mteb, another project's benchmark harness
 # make clean        removes the environment and the caches; data.txt and finished models stay
 
@@ -11,11 +12,13 @@ INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.installed-bench
 PARITY := $(VENV)/.installed-parity
 OUT := finetuned-bert
+PART := 1/1
+RESULTS := reliability-results.jsonl
 
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check bench parity reliability environment clean
+.PHONY: demo test check bench parity reliability reliability-table environment clean
 
 demo: $(INSTALLED) data.txt
 	$(BIN)/embedtune data check data.txt
@@ -29,8 +32,13 @@ data.txt: | $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# Exit code 5 of pytest: all tests of this part have passed before.
 reliability: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	RELIABILITY_RESULTS=$(RESULTS) RELIABILITY_PART=$(PART) $(BIN)/python -m pytest -m "slow or target"; \
+	status=$$?; $(BIN)/python tests/reliability/ledger.py $(RESULTS); test $$status = 0 || test $$status = 5
+
+reliability-table: $(INSTALLED)
+	$(BIN)/python tests/reliability/ledger.py $(RESULTS)
 
 parity: $(PARITY)
 	$(BIN)/python -m pytest -m parity

@@ -33,6 +33,34 @@ def test_a_directory_is_whole_and_its_manifest_says_what_is_in_it(made):
     assert [p.name for p in made.parent.iterdir()] == ["made"]
 
 
+def test_a_directory_that_is_whole_but_another_is_found(made):
+    assert files.damage(made, {"step": 3}) is None
+    for about in ({"step": 4}, {}, {"step": 3, "kind": "x"}):
+        assert "says {'step': 3}, not" in files.damage(made, about)
+
+
+def test_a_directory_disappears_at_once(made, monkeypatch):
+    rest = made.with_name("made.tmp")
+    rest.mkdir()
+    (rest / "of an earlier time").write_text("")
+    inner, calls = files.shutil.rmtree, []
+
+    def cut_short(path, **more):
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        inner(path, **more)
+
+    monkeypatch.setattr(files.shutil, "rmtree", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        files.remove_directory(made)
+    assert not made.exists() and (rest / "a.txt").exists() and not (rest / "of an earlier time").exists()
+    monkeypatch.undo()
+    made.mkdir()
+    files.remove_directory(made)
+    assert not made.exists() and not rest.exists()
+
+
 def test_every_single_bit_flip_and_truncation_is_found(made):
     draw = random.Random(0)
     paths = [made / "a.txt", made / "b.safetensors", made / "inner" / "c.json", made / "manifest.json"]

@@ -194,6 +194,14 @@ def write_directory(path: Path, fill: Callable[[Path], None], about: Mapping[str
         raise
 
 
+def remove_directory(path: Path) -> None:
+    """Make a directory disappear at once; a kill leaves its rest under a name that nothing takes for it."""
+    gone = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def make_folder(path: Path) -> None:
     """A folder and its parents, if they are not there."""
     try:
@@ -218,11 +226,17 @@ def copy_folder(source: Path, target: Path) -> None:
         raise _cannot_write(target, refused) from error
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a directory made by `write_directory`, in words; None where it is intact."""
+def damage(path: Path, about: Mapping[str, Any] | None = None) -> str | None:
+    """What is wrong with a directory made by `write_directory`, in words; None where it is intact.
+
+    With `about`, its manifest must also say exactly this beside the files: so no bit of it is left unread, and no
+    directory is taken for another.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        files = dict(manifest["files"])
+        files = dict(manifest.pop("files"))
+        if about is not None and manifest != about:
+            return f"{MANIFEST} says {manifest}, not {dict(about)}"
         for name, entry in files.items():
             file = path / name
             if not file.is_file():
@@ -237,7 +251,7 @@ def damage(path: Path) -> str | None:
 
 
 def flush(folder: Path) -> None:
-    """See to it that what others wrote into a folder is on the disk."""
+    """See to it that what was written into a folder (or a file) by others or line by line is on the disk."""
     try:
         for path in [*folder.rglob("*"), folder]:
             _fsync(path)

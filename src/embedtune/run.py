@@ -144,5 +144,5 @@ def _publish(story: dict[str, Any], save_base: Callable[[Path], None], home: Pat
     files.write_json(kept / "scores.json", {k: v for k, v in story.items() if k not in ("log", "recipe")})
     files.write_text(kept / "report.html", page(story))
     files.move_directory(kept, out)
-    shutil.rmtree(home, ignore_errors=True)
+    files.remove_directory(home)
     return Ended(out, story)

@@ -117,7 +117,7 @@ def check_places(out: Path, home: Path, resume: bool, discard: bool, force: bool
         )
     if discard and home.is_dir():
         with files.locked(home):
-            shutil.rmtree(home, ignore_errors=True)
+            files.remove_directory(home)
 
 
 def _complete(home: Path) -> bool:

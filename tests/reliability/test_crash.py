@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from embedtune.fit import checkpoint
+from reliability import ledger
 from reliability.conftest import SOURCE, assert_clean, place, result
 
 RUN = shlex.split(
@@ -91,6 +92,7 @@ def stage(zygote, tiny_model, tmp_path_factory):
     return make
 
 
+@pytest.mark.target("A7")
 def test_the_order_of_durability(stage):
     """Written, flushed to the disk, renamed, the directory flushed; the old goes only when the new is whole."""
     for watch in (SAVE, FINISH):
@@ -102,23 +104,28 @@ def test_the_order_of_durability(stage):
             before = [n for n in range(at) if calls[n] in (f"write {name}", f"fsync {name}")]
             assert calls[before[-1]] == f"fsync {name}", call
             assert calls[at + 1].startswith("fsync ") and not calls[at + 1].endswith(name), call
+            ledger.count()
     calls = stage(SAVE).calls
     weights = calls.index("rename state.safetensors.tmp")  # written by the library, flushed and renamed by us
     assert calls[weights - 1] == "fsync state.safetensors.tmp" and any(c.startswith("unlink") for c in calls)
     whole = calls.index("rename step-0000009.tmp")
+    assert calls.index("fsync log.jsonl") < calls.index("mkdir step-0000009.tmp"), "the log before its checkpoint"
     assert calls[whole + 1] == "fsync checkpoints"
     assert all(n > whole + 1 for n, call in enumerate(calls) if call.split()[0] in ("unlink", "rmdir"))
     assert calls.index("rename manifest.json.tmp", calls.index("rename state.json.tmp")) < whole
 
 
+@pytest.mark.target("A3")
 def test_killed_at_every_call_of_one_save(stage):
     at_save = stage(SAVE)
     assert len(at_save.calls) >= 30
     for number, folder, status, said in at_save.each("kill", list(range(1, len(at_save.calls) + 1))):
         assert status == -signal.SIGKILL, (number, said)
         at_save.assert_ends_well("base", folder)
+        ledger.count()
 
 
+@pytest.mark.target("A3")
 @pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_killed_at_every_call_of_the_end(stage, part):
     """From the last step to the finished folder; a fourth of the calls in every run, all in the long one."""
@@ -129,8 +136,10 @@ def test_killed_at_every_call_of_the_end(stage, part):
         assert status == -signal.SIGKILL, (number, said)
         assert not (folder / "base").exists() or number > at_end.calls.index("rename counted.running") + 1
         at_end.assert_ends_well("base", folder)
+        ledger.count()
 
 
+@pytest.mark.target("A4")
 @pytest.mark.parametrize(
     "kind, part, of",
     [("enospc-on", 0, 3), ("enospc", 1, 6), ("eio", 2, 6)]
@@ -151,8 +160,10 @@ def test_a_disk_that_fails_at_any_call_of_one_save(stage, kind, part, of):
         assert found is not None and found[0].step in (6, 9) and found[2] == []
         if number in places[1::4]:
             at_save.assert_ends_well("base", folder)
+        ledger.count()
 
 
+@pytest.mark.target("A4")
 def test_a_disk_that_fails_at_the_end(stage):
     at_end = stage(FINISH)
     fallible = ("create", "write", "mkdir")
@@ -163,8 +174,10 @@ def test_a_disk_that_fails_at_the_end(stage):
         assert (folder / "base.running").exists() and not (folder / "base").exists()
         if number in places[1::4]:
             at_end.assert_ends_well("base", folder)
+        ledger.count()
 
 
+@pytest.mark.target("A4")
 def test_a_full_disk_at_the_start_leaves_nothing(stage):
     made = stage(SAVE)
     for number in (1, 2, 9, 20):
@@ -172,6 +185,7 @@ def test_a_full_disk_at_the_start_leaves_nothing(stage):
         ended = made.zygote.run([*RUN, "--out", "full"], made.folder, fault=fault)
         assert ended.status == 2 and "Traceback" not in ended.said, ended.said
         assert not (made.folder / "full").exists() and not (made.folder / "full.running").exists()
+        ledger.count()
 
 
 def damage_flip(home, newest):
@@ -207,6 +221,7 @@ def damage_best(home, newest):
 DAMAGES = [damage_flip, damage_truncate, damage_manifest, damage_state, damage_text, damage_best]
 
 
+@pytest.mark.target("A6")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_passed_over(stage, damage):
     made = stage(SAVE)
@@ -223,6 +238,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(stage, damage):
     made.assert_ends_well(name)
 
 
+@pytest.mark.target("A6")
 def test_no_intact_checkpoint_is_an_error_never_a_fresh_start(stage):
     made = stage(SAVE)
     home = made.copy("broken")
@@ -234,6 +250,7 @@ def test_no_intact_checkpoint_is_an_error_never_a_fresh_start(stage):
     assert (home / "checkpoints").exists()
 
 
+@pytest.mark.target("A6")
 def test_two_checkpoints_whose_files_were_swapped(stage):
     made = stage(SAVE)
     home = made.copy("swapped")
@@ -244,6 +261,7 @@ def test_two_checkpoints_whose_files_were_swapped(stage):
     assert result(made.folder / "swapped") == made.whole
 
 
+@pytest.mark.target("A3")
 def test_finished_but_not_renamed_is_just_published(stage):
     made = stage(FINISH)
     last = made.calls.index("rename counted.running") + 1
@@ -261,6 +279,7 @@ def strace_allowed() -> bool:
     return subprocess.run(["strace", "-e", "trace=none", "true"], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.target("A3")
 @pytest.mark.skipif(not strace_allowed(), reason="strace is absent, or ptrace is not permitted here")
 @pytest.mark.parametrize(
     "call, when",
@@ -283,6 +302,7 @@ def test_killed_by_the_kernels_own_count(stage, call, when):
     made.assert_ends_well(name)
 
 
+@pytest.mark.target("A9")
 def test_changed_things_are_refused_with_a_list(stage):
     made = stage(SAVE)
     text, model = made.folder / "text.txt", made.folder / "model"
@@ -292,6 +312,7 @@ def test_changed_things_are_refused_with_a_list(stage):
         assert ended.status == 2 and "cannot be resumed" in ended.said and "Traceback" not in ended.said, ended.said
         for words in says:
             assert words in ended.said, ended.said
+        ledger.count()
 
     before = {p: p.read_bytes() for p in (made.folder / "base.running").rglob("*") if p.is_file()}
     refused("--lr", "2e-3", says=["1 thing(s)", "recipe: lr = 0.002 (was 0.003)"])
@@ -319,6 +340,7 @@ def test_changed_things_are_refused_with_a_list(stage):
             assert path.read_bytes() == data, f"a refused resume changed {path}"
 
 
+@pytest.mark.target("A9")
 def test_places_that_exist_or_do_not(stage):
     made = stage(SAVE)
     cases = [
@@ -332,6 +354,7 @@ def test_places_that_exist_or_do_not(stage):
         ended = made.zygote.run([*RUN, *flags], made.folder)
         assert ended.status == 2 and words in ended.said and "Traceback" not in ended.said, ended.said
         assert len(ended.said.strip().splitlines()) <= 3
+        ledger.count()
     assert not (made.folder / "nowhere").exists() and not (made.folder / "nowhere.running").exists()
     assert (made.folder / "base.running" / "start.json").exists()
 

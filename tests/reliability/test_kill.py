@@ -6,63 +6,32 @@ import signal
 
 import pytest
 
-from reliability.conftest import assert_clean, at_line, result
+from reliability import ledger
+from reliability.conftest import assert_clean, at_line, interrupted, result, strike_at_random
 
 KINDS = [("bert", "fp32"), ("bert", "bf16"), ("minilm", "bf16"), ("modernbert", "fp32")]
+LONG = [pytest.param(block, marks=pytest.mark.slow) for block in range(1, 11)]
 
 
-def killed_chain(zygote, reference, out, kills, draw):
-    """Kill one run `kills` times at random instants, then let it end. Returns how many kills struck."""
-    folder, argv, whole = reference
-    steps = whole.log[-1]["step"]
-    struck = 0
-    for _ in range(kills):
-        home = folder / f"{out}.running"
-        resumed = ["--resume"] if home.exists() else []
-        now = (home / "log.jsonl").read_bytes().count(b"\n") if resumed and (home / "log.jsonl").exists() else 0
-        lines = draw.randrange(min(now, len(whole.log) - 3), len(whole.log) - 2)
-        delay = draw.random() * 0.02
-        ended = zygote.run([*argv, "--out", out, *resumed], folder,
-                           strike=at_line(home / "log.jsonl", lines, delay, signal.SIGKILL))  # fmt: skip
-        assert ended.status in (0, -signal.SIGKILL), ended.said
-        if ended.status == 0:
-            break
-        struck += 1
-        assert not (folder / out).exists()
-    else:
-        ended = zygote.run([*argv, "--out", out, *(["--resume"] if home.exists() else [])], folder)
-        assert ended.status == 0, ended.said
-    found = result(folder / out)
-    assert found.log == whole.log and found.files == whole.files
-    assert found.log[-1]["step"] == steps
-    assert_clean(folder / out)
-    return struck
-
-
+@pytest.mark.target("A1")
 @pytest.mark.parametrize("kind, precision", KINDS)
-def test_killed_at_random_instants(zygote, reference, kind, precision):
-    """Five kills in one run of each kind: 20 in all; the log, the scores and every weight are the same."""
-    draw = random.Random(f"{kind} {precision}")
-    struck, chain = 0, 0
-    while struck < 5:
-        struck += killed_chain(zygote, reference(kind, precision), f"killed-{chain}", 5 - struck, draw)
-        chain += 1
-        assert chain < 20
+@pytest.mark.parametrize("block", [0, *LONG])
+def test_killed_at_random_instants(zygote, reference, kind, precision, block):
+    """Five kills of each kind, 20 in all: log, scores and weights are the same. A hundred more in the long run."""
+    strike_at_random(zygote, reference(kind, precision), f"{kind}-{precision}-{block}", 10 if block else 5)
 
 
 @pytest.mark.slow
-def test_killed_400_times(zygote, reference):
-    draw = random.Random(400)
-    struck, chain = 0, 0
-    while struck < 400:
-        kind = KINDS[chain % len(KINDS)]
-        struck += killed_chain(zygote, reference(*kind), f"long-{chain}", min(10, 400 - struck), draw)
-        chain += 1
+@pytest.mark.target("A15")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_at_random_instants(zygote, reference, number):
+    strike_at_random(zygote, reference(), f"stopped-{number}", 20, number)
 
 
+@pytest.mark.target("A15")
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_leaves_a_checkpoint(zygote, reference, number, code):
-    folder, argv, whole = reference()
+    folder, argv, whole = reference().folder, reference().argv, reference().left
     for lines in (2, 30):
         out = f"stopped-{number}-{lines}"
         home = folder / f"{out}.running"
@@ -78,21 +47,24 @@ def test_a_signal_leaves_a_checkpoint(zygote, reference, number, code):
         assert ended.status == 0 and f"resumed at step {last}" in ended.said, ended.said
         assert result(folder / out) == whole
         assert_clean(folder / out)
+        ledger.count()
 
 
+@pytest.mark.target("A15")
 def test_a_second_signal_leaves_at_once(zygote, reference):
-    folder, argv, _ = reference()
+    folder, argv = reference().folder, reference().argv
     fault = {"kind": "signal-twice", "at": 5, "watch": "save:6"}
     ended = zygote.run([*argv, "--out", "twice"], folder, fault=fault)
-    assert ended.status == -signal.SIGTERM, ended.said
+    assert ended.status == 143 and "checkpoint" not in ended.said, ended.said
     assert not (folder / "twice.running/checkpoints/step-0000006").exists()
     ended = zygote.run([*argv, "--out", "twice", "--resume"], folder)
     assert ended.status == 0, ended.said
 
 
+@pytest.mark.target("A2")
 def test_ten_resumes_of_one_run(zygote, reference):
     """Stopped again and again, several times inside one epoch, some right after resuming."""
-    folder, argv, whole = reference()
+    folder, argv, whole = reference().folder, reference().argv, reference().left
     log = folder / "often.running/log.jsonl"
     resumes, lines = 0, 0
     for more in (1, 1, 1, 2, 5, 1, 7, 6, 1, 9):
@@ -109,9 +81,19 @@ def test_ten_resumes_of_one_run(zygote, reference):
     assert result(folder / "often") == whole
 
 
+@pytest.mark.slow
+@pytest.mark.target("A2")
+@pytest.mark.parametrize("times", range(1, 11))
+def test_so_many_kills_in_one_run(zygote, reference, times):
+    for kind in KINDS:
+        interrupted(zygote, reference(*kind), f"many-{times}", times, random.Random(times), signal.SIGKILL)
+        ledger.count()
+
+
+@pytest.mark.target("A1")
 def test_a_run_from_scratch_resumes_with_the_base_it_was_started_from(zygote, reference):
     """Killed in its first step, when its own tokenizer and first weights lie in OUT.running, and at the very end."""
-    folder, argv, _ = reference()
+    folder, argv = reference().folder, reference().argv
     config = '{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, '
     (folder / "small.json").write_text(config + '"intermediate_size": 64, "max_position_embeddings": 64}')
     argv = [*argv, "--scratch", "--model", "small.json", "--vocab-size", "250", "--epochs", "2"]
@@ -125,3 +107,4 @@ def test_a_run_from_scratch_resumes_with_the_base_it_was_started_from(zygote, re
         assert result(folder / "cut") == whole
         assert_clean(folder / "cut")
         shutil.rmtree(folder / "cut")
+        ledger.count()

@@ -7,7 +7,10 @@ import signal
 import pytest
 
 from conftest import corpus
+from reliability import ledger
 from reliability.conftest import place
+
+pytestmark = pytest.mark.target("E1")
 
 FAULT = {"kind": "kill", "watch": "start", "place": "vectors"}
 
@@ -51,6 +54,7 @@ def test_killed_at_any_call_and_resumed(zygote, folder, out, flags, step):
         resumed += start
         assert bytes_of(folder, out) == whole, at
         assert sorted(p.name for p in folder.glob(f"{out}*")) == [out, f"{out}.json"]
+        ledger.count()
     assert resumed > 3
 
 

@@ -10,8 +10,10 @@ from conftest import corpus
 from embedtune.encoder.encode import open_encoder
 from embedtune.search import index as searching
 from embedtune.search.rows import Record
+from reliability import ledger
 from reliability.conftest import place
 
+pytestmark = pytest.mark.target("E1")
 pytest.importorskip("bm25s")
 PLACE = {"watch": "start", "place": "idx"}
 TEXTS = sorted({line for line in corpus(150, seed=5).split("\n") if len(line) > 12})
@@ -69,6 +71,7 @@ def test_killed_at_any_call(zygote, folder, tmp_path, words, change):
     old = {f"t{i}" for i in range(40)} - {"t7"}
     seen = set()
     for number in places:
+        ledger.count()
         if change is None:
             made = tmp_path / str(number) / "idx-2"
             assert not made.exists() or there(made, encoder) == {f"t{i}" for i in range(40, 60)}

@@ -33,10 +33,16 @@ import tyro  # noqa: E402, F401
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping  # noqa: E402
 
 import embedtune.cli  # noqa: E402
+import embedtune.enrich.mine  # noqa: E402, F401
 import embedtune.fit.merge  # noqa: E402, F401
+import embedtune.fit.objectives.classify  # noqa: E402, F401
 import embedtune.fit.objectives.contrastive  # noqa: E402, F401
 import embedtune.fit.objectives.prepare  # noqa: E402, F401
 import embedtune.fit.objectives.scored  # noqa: E402, F401
+import embedtune.fit.objectives.tag  # noqa: E402, F401
+import embedtune.judge.page  # noqa: E402, F401
+import embedtune.run_labels  # noqa: E402, F401
+import embedtune.run_pairs  # noqa: E402, F401
 import embedtune.scoring  # noqa: E402, F401
 import embedtune.tune  # noqa: E402
 
@@ -51,6 +57,7 @@ def child(request: dict) -> None:
         os.dup2(log, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, embedtune.cli._terminated)  # as `main` does
         torch.set_num_threads(1)
         faults.install(request.get("fault"), request.get("plot", False))
         code = embedtune.cli.run(request["argv"])

@@ -7,7 +7,6 @@ scoring so far. The order of durability is: new directory complete on the disk, 
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from embedtune import files
-from embedtune.errors import UserError
+from embedtune.errors import UserError, short_list
 
 KEEP = 2
 
@@ -42,11 +41,13 @@ class State:
 
 
 def save(folder: Path, state: State, tensors: dict[str, Tensor]) -> Path:
-    """Write checkpoint `state.step` into `folder`, then remove what is no longer needed."""
+    """Write checkpoint `state.step` into `folder`, then remove what is no longer needed.
+
+    Raises UserError where weights or moments are not finite: the checkpoint before is then the one to go on from.
+    """
     path = folder / f"step-{state.step:07d}"
     values = dataclasses.asdict(state)
-    if not math.isfinite(state.loss_sum):
-        raise ValueError("a checkpoint would hold a loss that is not finite")
+    _check_finite(tensors, path)
 
     def fill(place: Path) -> None:
         files.write_tensors(place / "state.safetensors", {k: v.contiguous().cpu() for k, v in tensors.items()}, {})
@@ -57,8 +58,20 @@ def save(folder: Path, state: State, tensors: dict[str, Tensor]) -> Path:
     return path
 
 
+def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """A weight that no row of a batch reads shows in no loss and no gradient, but it is not written."""
+    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise UserError(
+            f"training diverged: {len(broken):,} of {len(tensors):,} tensors are not finite ({short_list(broken)})",
+            where=str(path),
+            fix="--resume goes on from the checkpoint before; if it comes again, a smaller --lr or --precision fp32",
+        )
+
+
 def save_best(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
     """Write the weights of the best scoring so far; older ones go when no checkpoint names them any more."""
+    _check_finite(tensors, folder / f"best-{step:07d}")
 
     def fill(place: Path) -> None:
         files.write_tensors(place / "weights.safetensors", {k: v.contiguous().cpu() for k, v in tensors.items()}, {})
@@ -77,11 +90,15 @@ def _prune(folder: Path) -> None:
             named.add(files.read_json(path / "state.json")["best_step"])
     newest = max(named - {None}, default=-1)
     for path in folder.glob("best-???????"):
-        number = int(path.name.removeprefix("best-"))
-        if number not in named and number < newest:
+        if _number(path) not in named and _number(path) < newest:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("*" + files.TEMPORARY):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _number(path: Path) -> int:
+    """The step that a folder is named after."""
+    return int(path.name.rpartition("-")[2])
 
 
 def newest(folder: Path) -> tuple[State, dict[str, Tensor], list[str]] | None:
@@ -93,12 +110,12 @@ def newest(folder: Path) -> tuple[State, dict[str, Tensor], list[str]] | None:
 
     remarks: list[str] = []
     for path in sorted(folder.glob("step-???????"), reverse=True):
-        reason = files.damage(path)
+        reason = files.damage(path, {"step": _number(path)})
         state: Any = None
         if reason is None:
             state = State(**files.read_json(path / "state.json"))
             if state.best_step is not None:
-                reason = files.damage(folder / f"best-{state.best_step:07d}")
+                reason = files.damage(folder / f"best-{state.best_step:07d}", {"step": state.best_step})
                 reason = reason and f"its best weights are damaged: {reason}"
         if reason is None:
             return state, load_file(path / "state.safetensors"), remarks
@@ -113,6 +130,6 @@ def load_best(folder: Path, step: int) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     path = folder / f"best-{step:07d}"
-    if reason := files.damage(path):
+    if reason := files.damage(path, {"step": step}):
         raise UserError(f"the best weights cannot be restored: {reason}", where=str(path), fix="--resume runs it again")
     return load_file(path / "weights.safetensors")

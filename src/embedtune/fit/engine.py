@@ -243,8 +243,12 @@ class Run:
             try:
                 return self.objective.step(self.state.step, epoch, rows, self.state.max_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self.state.max_tokens <= 1:
+                if not out_of_memory(error):
                     raise
+                if self.state.max_tokens <= 1:
+                    what = "out of memory, though the batch is taken row by row"
+                    fix = "a smaller --max-length, or a smaller model"
+                    raise UserError(what, where=f"step {self.state.step}", fix=fix) from error
             self.optimizer.clear()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -259,6 +263,8 @@ class Run:
             f"step {state.step}: loss {loss} or gradient norm {norm} is not finite; rows "
             f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out"
         )
+        record = {"step": state.step + 1, "seconds": round(state.seconds, 3), "left_out": rows.tolist()}
+        files.append_line(self.home / "log.jsonl", json.dumps(record))
         if state.skipped >= MOST_SKIPPED:
             raise UserError(
                 f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
@@ -311,6 +317,7 @@ class Run:
 
     def _save(self) -> Path:
         start = time.monotonic()
+        files.flush(self.home / "log.jsonl")  # a checkpoint is never newer than its log, whatever the power does
         path = checkpoint.save(self.checkpoints, self.state, self.optimizer.state())
         self.saved, self.urgent = dataclasses.replace(self.state), False
         self.clock = self.saved_at = time.monotonic()
