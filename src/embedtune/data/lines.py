@@ -116,6 +116,10 @@ def ending(path: Path) -> tuple[str, str]:
 
 def _refuse_unreadable(path: Path) -> None:
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # the name goes into reports and recipes, which are UTF-8
+        raise UserError("has a name that is not UTF-8", where=ascii(str(path)), fix="rename the file") from error
+    try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         what = f"cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -77,7 +77,7 @@ def finite(value: Any) -> float | None:
     """A cell as a finite number, None where it is none."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an int beyond all floats
         number = math.nan
     return number if math.isfinite(number) else None
 
