@@ -43,5 +43,6 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
     """' (did you mean X?)' for the nearest choice, or '' where none is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    # A table may have 100,000 columns, and a name 100,000 letters: comparing takes time in both.
+    near = difflib.get_close_matches(word[:100], choices[:1000], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -29,6 +29,7 @@ ARGUMENTS = ("model_args", "tokenizer_args", "config_args", "model_kwargs", "pro
 WIDTHS = ("hidden_size", "dim", "intermediate_size", "hidden_dim", "vocab_size", "type_vocab_size", "embedding_size")
 WIDTHS_OF_MODULES = ("in_features", "out_features", "dimension")
 DEPTHS = ("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads", "num_hidden_groups")
+LABELS = ("id2label", "label2id", "added_tokens_decoder")  # whose keys are the user's words
 MOST_POSITIONS = 1 << 20
 MOST_HEADS = 1 << 12
 AGAIN = "download or copy the folder again"
@@ -95,8 +96,9 @@ def _entries(value: Any) -> Iterator[tuple[str, Any]]:
         each = waiting.pop()
         if isinstance(each, dict):
             yield from each.items()
-        if isinstance(each, dict | list):
-            waiting += each.values() if isinstance(each, dict) else each
+            waiting += [inner for key, inner in each.items() if key not in LABELS]
+        elif isinstance(each, list):
+            waiting += each
 
 
 def _check_attention(value: Any, key: str, where: Path) -> None:
@@ -157,11 +159,13 @@ def _check_sizes(config: dict[str, Any], shapes: dict[str, list[int]], where: Pa
     limits = dict.fromkeys(WIDTHS + WIDTHS_OF_MODULES, max(widest, 1))
     limits |= dict.fromkeys(DEPTHS, max(len(shapes), MOST_HEADS if "model_type" in config else 1))
     limits |= {"num_hidden_layers": len(shapes), "n_layers": len(shapes), "max_position_embeddings": MOST_POSITIONS}
-    for key, value in _entries(config):
+    for key, value in config.items():
         most = limits.get(key)
         if most is None or value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"cannot be used: {key} is no whole number", where=str(where), fix=AGAIN)
+        if not 0 < value <= most:
             what = f"its weights do not fit its config: {key} is {str(value)[:20]}, and must be 1 to {most:,} for these"
             raise UserError(what, where=str(where), fix=AGAIN)
 
@@ -174,7 +178,9 @@ def _check_settings(folder: Path) -> None:
             raise UserError("is no JSON object", where=str(path), fix=AGAIN)
         known = {*SETTINGS, *ARGUMENTS}
         if unknown := [key for key in settings if key not in known]:
-            what = f"has a setting that is not known to be safe: {unknown[0][:40]!r}{did_you_mean(unknown[0], [*known])}"
+            what = (
+                f"has a setting that is not known to be safe: {unknown[0][:40]!r}{did_you_mean(unknown[0], [*known])}"
+            )
             raise UserError(what, where=str(path), fix="remove it")
         if given := [key for key in ARGUMENTS if settings.get(key)]:
             raise UserError(f"hands arguments to the loaders ({given[0]}); not opened", where=str(path), fix="empty it")

@@ -139,7 +139,11 @@ def _check_rows(segments: list[Segment], deleted: np.ndarray, manifest: Manifest
     rows = sum(segment.table.num_rows for segment in segments)
     if rows != manifest.rows or any(segment.table.schema.names != ROWS for segment in segments):
         raise ValueError("its rows are not those that index.json names")
-    if deleted.dtype != np.int64 or deleted.ndim != 1 or (len(deleted) and not 0 <= deleted.min() <= deleted.max() < rows):
+    if (
+        deleted.dtype != np.int64
+        or deleted.ndim != 1
+        or (len(deleted) and not 0 <= deleted.min() <= deleted.max() < rows)
+    ):
         raise ValueError("its deleted rows are none that it has")
 
 
