@@ -1,4 +1,4 @@
-"""Model folders that mean harm: nothing in them runs, nothing is fetched, nothing from outside gets into what is made."""
+"""Model folders that mean harm: nothing in them runs, nothing is fetched, nothing from outside gets into results."""
 
 import json
 import shutil
