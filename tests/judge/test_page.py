@@ -11,11 +11,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from payloads import PAYLOADS
-
 from embedtune import plots
 from embedtune.judge import page as pages
 from embedtune.judge.page import page
+from payloads import PAYLOADS
 
 VOID = {"meta", "br"}
 HTML_TAGS = {

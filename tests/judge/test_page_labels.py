@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from payloads import PAYLOADS
 from test_page import Reader, assert_harmless, replaced
 
 from embedtune import plots_labels
 from embedtune.judge.page import page
+from payloads import PAYLOADS
 
 NAMES = ["good", "bad", "middling"]
 ORDER = ["scores", "answers", "changed", "training", "data", "limits", "repeat"]

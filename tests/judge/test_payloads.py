@@ -5,13 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from payloads import PAYLOADS
 from test_page import Reader, hostile, story, undrawn  # noqa: F401 - two of them are fixtures
 
 from embedtune import plots
 from embedtune.judge import drift_page
 from embedtune.judge.page import page as report
 from embedtune.refine import certificate, certificate_page
+from payloads import PAYLOADS
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -13,7 +13,6 @@ CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.whic
 if not CHROMIUM:
     pytest.skip("there is no Chromium here (Debian: apt-get install chromium)", allow_module_level=True)
 
-from payloads import PAYLOADS  # noqa: E402
 from serving import listening  # noqa: E402
 
 from embedtune.search.index import create  # noqa: E402
@@ -21,6 +20,7 @@ from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
 from embedtune.serve.shelf import open_all  # noqa: E402
+from payloads import PAYLOADS  # noqa: E402
 
 HOSTILE = [
     "<script>alert(1)</script> lora", "<img src=x onerror=alert(1)> lora", "lora\"><svg onload=alert(1)>",
