@@ -466,7 +466,6 @@ PLACES = {
     "/dev/full": lambda folder: "/dev/full",
     "/dev/stdin": lambda folder: "/dev/stdin",
     "file of another's memory": lambda folder: "/proc/self/mem",
-    "beir without qrels": lambda folder: _written(folder, "beir/corpus.jsonl", b'{"_id": "a", "text": "x"}').parent,
 }
 
 HEAD = "query-id\tcorpus-id\tscore\n"

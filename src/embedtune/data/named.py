@@ -132,7 +132,7 @@ def _check_columns(names: Mapping[str, str], must: Sequence[str], row: Row, head
         raise UserError(
             f"expected columns {expected}, found {listed}{near}: no column {asked!r}",
             where=row.file,
-            fix=f"--columns {our}=NAME, for example --columns {our}={example}",
+            fix=f"--columns {our}=NAME, for example --columns {our}={example[:40]}",
         )
 
 

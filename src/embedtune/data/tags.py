@@ -7,6 +7,7 @@ BILOU and BMES are other spellings. One reading serves them all (`spans`), so th
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -114,7 +115,7 @@ def is_conll(data: DataLike) -> bool:
     if not isinstance(data, (str, Path)) or str(data).startswith(HUB):
         return False
     form = ending(Path(data))[0]
-    return form in CONLL or (form in PERHAPS and Path(data).is_file() and _looks_tagged(Path(data)))
+    return form in CONLL or (form in PERHAPS and os.path.isfile(data) and _looks_tagged(Path(data)))
 
 
 def _looks_tagged(path: Path) -> bool:
@@ -145,7 +146,7 @@ def _left_out(fields: Sequence[str]) -> str:
 def _rows(data: DataLike, bad_rows: BadRows, tally: Counts) -> Iterator[Row]:
     """The rows of all files, each read as what it is."""
     sources: list[Any] = [data]
-    if isinstance(data, (str, Path)) and Path(data).is_dir():
+    if isinstance(data, (str, Path)) and os.path.isdir(data):
         sources, ignored = find_files(data)
         tally.ignored += ignored
     for source in sources:
