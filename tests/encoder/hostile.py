@@ -259,7 +259,6 @@ MODELS = {
     "no weights": header("{}", b""),
     "weights of NaN": fill(float("nan")),
     "weights of infinity": fill(float("inf")),
-    "weights of the largest": fill(torch.finfo(torch.float32).max),
     "hidden size of 10^9": changed("config.json", hidden_size=10**9),
     "vocabulary of 10^12": changed("config.json", vocab_size=10**12),
     "10^9 layers": changed("config.json", num_hidden_layers=10**9),
@@ -276,7 +275,6 @@ MODELS = {
     "an activation that is none": changed("config.json", hidden_act="__import__('os').getcwd()"),
     "a label for each of 10^7": changed("config.json", num_labels=10**7, id2label=None),
     "layers of another kind": changed("config.json", model_type="gpt2"),
-    "a model that sees": changed("config.json", model_type="clip"),
     "quantised": changed("config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
     # settings that are not what they should be
     "config that is a list": written("config.json", "[]"),

@@ -140,6 +140,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
+    if (folder / "config.json").exists():
+        safety.check_texts(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds; all mean the same to the user
@@ -226,6 +228,7 @@ def open_config(folder: Path) -> Any:
     """The transformers config of a model folder; a UserError where it cannot be used."""
     from transformers import AutoConfig
 
+    safety.check_texts(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - as with tokenizers: many kinds, one meaning
@@ -265,10 +268,18 @@ def _check_loaded(loaded: Loaded, mismatched: list[str]) -> None:
         if not torch.isfinite(weight).all():
             raise UserError(f"weight {name} has NaN or infinite values", where=where)
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(loaded.tokenizer) > rows:
+    check_vocabulary(loaded.tokenizer, rows, where)
+
+
+def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
+    """A UserError where a tokenizer has ids that a table of `rows` vectors has not."""
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if len(tokenizer) > rows or highest >= rows:
         raise UserError(
-            f"the tokenizer has {len(loaded.tokenizer):,} tokens, the model only {rows:,}: they do not belong together",
+            f"the tokenizer has {max(len(tokenizer), highest + 1):,} tokens, the model only {rows:,}: they do not "
+            "belong together",
             where=where,
+            fix="copy tokenizer.json and model.safetensors of one model again",
         )
 
 

@@ -32,6 +32,7 @@ DEPTHS = ("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads", "nu
 LABELS = ("id2label", "label2id", "added_tokens_decoder")  # whose keys are the user's words
 MOST_POSITIONS = 1 << 20
 MOST_HEADS = 1 << 12
+MOST_LABELS = 1 << 17
 AGAIN = "download or copy the folder again"
 
 
@@ -43,16 +44,26 @@ def check_folder(folder: Path) -> dict[str, Any]:
             where=str(folder),
             fix="name a folder saved by transformers or sentence-transformers",
         )
-    _check_links(folder)
-    config = files.read_json(folder / "config.json")
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise UserError("names no model_type", where=str(folder / "config.json"), fix=AGAIN)
-    _check_code(folder, config)
+    config = check_texts(folder)
     shapes = _check_files(folder)
     _check_sizes(config, shapes, folder / "config.json")
     _check_settings(folder)
     for module in _modules(folder):
         _check_module(folder, module)
+    return config
+
+
+def check_texts(folder: Path) -> dict[str, Any]:
+    """The config, after a look at all but the weights: what a tokenizer alone is opened from."""
+    _check_links(folder)
+    config = files.read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError("names no model_type", where=str(folder / "config.json"), fix=AGAIN)
+    _check_code(folder, config)
+    labels = config.get("num_labels")
+    if not isinstance(labels, int | None) or (labels or 0) > MOST_LABELS:
+        what = f"num_labels is {str(labels)[:20]}, and must be a whole number up to {MOST_LABELS:,}"
+        raise UserError(what, where=str(folder / "config.json"), fix=AGAIN)
     return config
 
 
@@ -184,6 +195,10 @@ def _check_settings(folder: Path) -> None:
             raise UserError(what, where=str(path), fix="remove it")
         if given := [key for key in ARGUMENTS if settings.get(key)]:
             raise UserError(f"hands arguments to the loaders ({given[0]}); not opened", where=str(path), fix="empty it")
+        most = settings.get("max_seq_length")
+        if not isinstance(most, int | None) or (most is not None and not 0 < most <= MOST_POSITIONS):
+            what = f"max_seq_length is {str(most)[:20]}, and must be 1 to {MOST_POSITIONS:,}"
+            raise UserError(what, where=str(path), fix="correct it, or remove it")
     path = folder / "config_sentence_transformers.json"
     about = files.read_json(path) if path.is_file() else {}
     prompts = about.get("prompts") if isinstance(about, dict) else 0
