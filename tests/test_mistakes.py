@@ -17,7 +17,7 @@ from conftest import corpus
 from embedtune import cli
 
 LINES = Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8").splitlines()
-MISTAKES = dict(line.split(" => ", 1) for line in LINES)
+MISTAKES = dict((line + " => ").split(" => ")[:2] for line in LINES)
 USAGE = 40  # lines of a usage message, which the parser of flags frames
 PROGRESS = ("reading", "judging on", "the model runs", "embedding", "model runs padded")
 

@@ -116,13 +116,9 @@ def test_nothing_of_a_model_that_means_harm_comes_through(armed, name):
 SOME = [
     "auto_map",
     "an attention from the hub",
-    "module of its own",
     "pickle beside other weights",
     "weights through a link",
-    "config without an end",
     "weights of NaN",
-    "hidden size of 10^9",
-    "an adapter",
 ]
 COMMANDS = [
     ["data", "check", "text.txt", "--model", "model", "--columns", "wibble=text"],
@@ -136,7 +132,7 @@ COMMANDS = [
     ["search", "index", "text.txt", "--model", "model", "--out", "idx"],
     ["refine", "length", "model", "--data", "text.txt"],
     ["refine", "merge", "good", "model", "--coefficient", "0.5", "--out", "merged"],
-    ["refine", "export", "model", "--to", "static", "--out", "exported"],
+    ["refine", "export", "model", "--to", "static", "--out", "exported", "--data", "text.txt"],
     ["refine", "reduce", "model", "--data", "text.txt", "--to", "4", "--out", "reduced"],
     ["data", "mine", "pairs.jsonl", "--model", "model", "--out", "mined.jsonl"],
     ["run", "text.txt", "--model", "model", "--out", "ran"],
