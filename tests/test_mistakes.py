@@ -72,7 +72,9 @@ def world(tiny_model, tmp_path_factory):
 
 def listing(home):
     return {
-        str(path.relative_to(home)): path.stat().st_mtime_ns for path in sorted(home.rglob("*")) if path.name != ".lock"
+        str(path.relative_to(home)): path.stat().st_mtime_ns
+        for path in sorted(home.rglob("*"))
+        if path.is_file() and path.name != ".lock"
     }
 
 

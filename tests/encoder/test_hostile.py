@@ -20,11 +20,21 @@ WORDS = "the words of a secret that lies beside the model"
 # How many of the five ways to open a folder refuse it, where not at least four do: there is no harm in the rest, which
 # never reads what is bad (a module of the embedding model, say), or reads it as data.
 LEAST = {
-    "activation that is a function": 2, "activation that loads": 2, "layers of another kind": 2, "pooling of nothing": 2,
-    "a similarity of its own": 0, "pickle beside": 0, "a template": 0, "a template in a file": 0,
-    "a tokenizer class of its own": 0, "a processor of its own": 0, "vocabulary by a path": 0, "a length of 10^18": 0,
-    "a length of words, of the tokenizer": 0, "tokenizer with a slow pattern": 0,
-}  # fmt: skip
+    "activation that is a function": 2,
+    "activation that loads": 2,
+    "layers of another kind": 2,
+    "pooling of nothing": 2,
+    "a similarity of its own": 0,
+    "pickle beside": 0,
+    "a template": 0,
+    "a template in a file": 0,
+    "a tokenizer class of its own": 0,
+    "a processor of its own": 0,
+    "vocabulary by a path": 0,
+    "a length of 10^18": 0,
+    "a length of words, of the tokenizer": 0,
+    "tokenizer with a slow pattern": 0,
+}
 SECONDS = 40  # after which a model that hangs is a failure, and not a test that never ends
 
 

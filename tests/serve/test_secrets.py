@@ -109,11 +109,27 @@ def test_a_key_of_a_service_is_sent_there_and_said_nowhere(place, monkeypatch, h
 # ---- the key of our own server
 
 REQUESTS = [
-    ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/info"), ("GET", "/"),
-    ("GET", "/docs"), ("GET", "/health"), ("GET", "/v1/models"), ("GET", "/about"), ("GET", "/map"), ("GET", "/nowhere"),
-    ("PUT", "/embed"), ("DELETE", "/v1/embeddings"), ("POST", "/v1/embeddings"), ("POST", "/embed"), ("POST", "/search"),
-    ("POST", "/feedback"), ("GET", f"/{KEY}"), ("GET", f"/livez?key={KEY}"),
-]  # fmt: skip
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/info"),
+    ("GET", "/"),
+    ("GET", "/docs"),
+    ("GET", "/health"),
+    ("GET", "/v1/models"),
+    ("GET", "/about"),
+    ("GET", "/map"),
+    ("GET", "/nowhere"),
+    ("PUT", "/embed"),
+    ("DELETE", "/v1/embeddings"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/embed"),
+    ("POST", "/search"),
+    ("POST", "/feedback"),
+    ("GET", f"/{KEY}"),
+    ("GET", f"/livez?key={KEY}"),
+]
 BODIES = [b"", b"{", b'{"input": "a"}', b'{"input": "boom"}', b'{"input": "nan"}', b'{"inputs": 7, "wibble": 1}']
 
 
@@ -216,11 +232,15 @@ SPOILED = {
 def test_no_refusal_says_what_stands_in_the_data(place, heard, name):
     (place.parent / name).write_bytes(SPOILED[name])
     for argv in (
-        ["data", "check", f"../{name}", "--model", "../model"], ["data", "clean", f"../{name}", "--out", "new.jsonl"],
-        ["fit", "mlm", f"../{name}", "--model", "../model"], ["fit", "contrastive", f"../{name}", "--model", "../model"],
-        ["fit", "scored", f"../{name}", "--model", "../model"], ["fit", "classify", f"../{name}", "--model", "../model"],
-        ["fit", "tag", f"../{name}", "--model", "../model"], ["judge", "../model", "--data", f"../{name}"],
-    ):  # fmt: skip
+        ["data", "check", f"../{name}", "--model", "../model"],
+        ["data", "clean", f"../{name}", "--out", "new.jsonl"],
+        ["fit", "mlm", f"../{name}", "--model", "../model"],
+        ["fit", "contrastive", f"../{name}", "--model", "../model"],
+        ["fit", "scored", f"../{name}", "--model", "../model"],
+        ["fit", "classify", f"../{name}", "--model", "../model"],
+        ["fit", "tag", f"../{name}", "--model", "../model"],
+        ["judge", "../model", "--data", f"../{name}"],
+    ):
         cli.run(argv)
         said = heard()
         assert SENTENCE not in said and "zebra-quartz" not in said and "Traceback" not in said, said

@@ -45,7 +45,7 @@ NAMELESS = "_"  # the type of a tag that is a letter only
 TAGGED = {"tokens": ("tokens", "words", "token"), "tags": ("tags", "ner_tags", "labels", "tag", "ner", "label")}
 CONLL = (".conll", ".bio", ".iob", ".iob2", ".bioes")
 PERHAPS = (".txt", ".tsv")  # where the content decides
-HEAD_LINES = 1000
+HEAD_LINES, HEAD_BYTES = 1000, 1 << 20
 DOCUMENT, COMMENT = "-DOCSTART-", "# "
 
 NO_TAG = unusable("a token without a tag")
@@ -120,8 +120,13 @@ def is_conll(data: DataLike) -> bool:
 
 def _looks_tagged(path: Path) -> bool:
     """Whether most of the first lines are a token without blanks and a tag."""
-    head = next(unpacked(path, lambda content: None), b"").decode(errors="replace")
-    rows = [_fields(text) for text in re.split("\r\n|\n|\r", head)[:HEAD_LINES] if text.strip()]
+    head = b""
+    for chunk in unpacked(path, lambda content: None):
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    head_text = head[:HEAD_BYTES].decode(errors="replace")
+    rows = [_fields(text) for text in re.split("\r\n|\n|\r", head_text)[:HEAD_LINES] if text.strip()]
     rows = [fields for fields in rows if not _left_out(fields)]
     tagged = sum(len(row) > 1 and " " not in row[0] and bool(TAG.fullmatch(row[-1])) for row in rows)
     return 2 * tagged > len(rows)

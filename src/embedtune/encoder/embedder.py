@@ -74,7 +74,8 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
     if "message" in getattr(model[0], "modality_config", ()):
         what = "puts texts into a chat template, which encoders of texts do not; not opened"
         raise UserError(what, where=str(folder), fix="name an encoder of the BERT family")
-    load.check_vocabulary(model.tokenizer, model[0].model.get_input_embeddings().weight.shape[0], str(folder))
+    encoder: Any = model[0]
+    load.check_vocabulary(model.tokenizer, encoder.model.get_input_embeddings().weight.shape[0], str(folder))
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             what = f"weight {name} has NaN or infinite values"
