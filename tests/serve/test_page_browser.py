@@ -126,7 +126,7 @@ def test_no_payload_runs_on_the_page(browser, tiny_model, tmp_path):
         made.goto(f"http://127.0.0.1:{port}")
         made.wait_for_selector("#atlas:not([hidden])")
         made.select_option("#top", "50")
-        for payload in PAYLOADS[::6]:
+        for payload in PAYLOADS[::24]:
             search(made, "lora " + payload.replace("\0", "").replace("\n", " "))
             assert made.locator("#results script, #results img, #results svg, #results iframe").count() == 0
         made.close()
