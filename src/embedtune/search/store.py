@@ -152,12 +152,19 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
 
     table = pa.ipc.open_file(pa.memory_map(str(path / "rows.arrow"))).read_all()
     rows, width = table.num_rows, manifest.dimension
-    vectors = np.memmap(path / "vectors.f32", np.float32, mode="r", shape=(rows, width))
+    vectors = _mapped(path / "vectors.f32", np.float32, (rows, width))
     if manifest.dtype == "float32":
         return Segment(vectors, table, graph=graph.load(path) if manifest.graph else None)
     width = width if manifest.dtype == "int8" else (width + 7) // 8
-    codes = np.memmap(path / "codes.i8", np.int8, mode="r", shape=(rows, width))
+    codes = _mapped(path / "codes.i8", np.int8, (rows, width))
     return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
+
+
+def _mapped(path: Path, kind: Any, shape: tuple[int, int]) -> np.ndarray:
+    found = np.memmap(path, kind, mode="r")
+    if found.size != shape[0] * shape[1]:
+        raise ValueError(f"{path.name} has {found.size:,} numbers, not {shape[0]:,} rows of {shape[1]:,}")
+    return found.reshape(shape)
 
 
 Embed = Callable[[Iterable[str]], Iterator[Any]]  # a stream of texts to `Embedded` blocks
