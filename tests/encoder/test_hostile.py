@@ -131,7 +131,6 @@ SOME = [
     "weights of NaN",
 ]
 COMMANDS = [
-    ["data", "check", "text.txt", "--model", "model", "--columns", "wibble=text"],
     ["fit", "mlm", "text.txt", "--model", "model"],
     ["fit", "classify", "labels.csv", "--model", "model"],
     ["fit", "contrastive", "pairs.jsonl", "--model", "model"],

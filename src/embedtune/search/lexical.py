@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedtune import files
+from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[search]'"
 

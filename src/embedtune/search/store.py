@@ -126,9 +126,9 @@ def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.n
 
     try:
         segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
-        deleted = np.load(folder / manifest.deleted, allow_pickle=False) if manifest.deleted else np.zeros(0, np.int64)
+        deleted = _loaded(folder / manifest.deleted) if manifest.deleted else np.zeros(0, np.int64)
         _check_rows(segments, deleted, manifest)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError, ArrowException) as error:
+    except (ValueError, TypeError, KeyError, EOFError, RuntimeError, OSError, ArrowException) as error:
         what = f"is damaged ({(str(error).splitlines() or [''])[0][:200]})"
         raise UserError(what, where=str(folder), fix=REBUILD) from error
     return segments, deleted
@@ -157,7 +157,14 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
         return Segment(vectors, table, graph=graph.load(path) if manifest.graph else None)
     width = width if manifest.dtype == "int8" else (width + 7) // 8
     codes = _mapped(path / "codes.i8", np.int8, (rows, width))
-    return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
+    return Segment(vectors, table, codes, _loaded(path / "ranges.npy"))
+
+
+def _loaded(path: Path) -> np.ndarray:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):  # a zip file is read as several arrays
+        raise ValueError(f"{path.name} is no array")
+    return found
 
 
 def _mapped(path: Path, kind: Any, shape: tuple[int, int]) -> np.ndarray:
