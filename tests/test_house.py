@@ -25,7 +25,7 @@ IMPORTS = {
     "files": {"errors"},
     "recipes": {"errors"},
     "limits": {"recipes", "schema"},
-    "schema": {"errors", "recipes"},
+    "schema": {"errors", "recipes", "files"},
     "plots": {"errors", "files"},
     "plots_labels": {"plots"},
     "plots_refine": {"plots"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from embedtune import __version__
+from embedtune import __version__, files
 from embedtune.commands import augment, bias, data, embed, export, fit, judge, predict, refine, search, serve, whole
 from embedtune.commands.shape import Command
 from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, UserError, did_you_mean
 
+# What the system refuses because of a name or a place, as against a bug of ours.
+REFUSALS = (*files.REFUSALS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE)
 COMMANDS: dict[str, Command] = {
     **whole.COMMANDS, **data.COMMANDS, **augment.COMMANDS, **fit.COMMANDS, **judge.COMMANDS, **predict.COMMANDS,
     **refine.COMMANDS, **bias.COMMANDS, **export.COMMANDS, **embed.COMMANDS, **search.COMMANDS, **serve.COMMANDS,
@@ -74,17 +77,32 @@ def run(argv: list[str]) -> int:
         # The reader of our output went away; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FINE
+    except OSError as error:
+        if error.filename is None or error.errno not in REFUSALS:
+            return _bug()
+        fix = "name another place, or see to it that this one can be read and written"
+        print(UserError(f"cannot be used: {error.strerror}", where=str(error.filename)[:200], fix=fix), file=sys.stderr)
+        return EXIT_USER
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else EXIT_USER
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours, shown whole
-        import traceback
+        return _bug()
 
-        traceback.print_exc()
-        print("this is a bug of embedtune; please report it with the lines above", file=sys.stderr)
-        return EXIT_BUG
+
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    print("this is a bug of embedtune; please report it with the lines above", file=sys.stderr)
+    return EXIT_BUG
 
 
 def _dispatch(argv: list[str]) -> int:
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:  # it would go into a recipe, which is UTF-8
+            raise UserError("is not UTF-8", where=ascii(word), fix="rename the file, or write it in UTF-8") from error
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return EXIT_FINE if argv else EXIT_USER

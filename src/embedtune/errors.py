@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST_DETAILS, MOST_LETTERS = 20, 500  # of a message: lines of details, and letters of each part
 EXIT_FINE, EXIT_BUG, EXIT_USER, EXIT_REGRESSION = 0, 1, 2, 3
 
 
@@ -18,11 +19,18 @@ class UserError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        lines = [f"{self.where}: {self.what}" if self.where else self.what]
-        lines += [f"  {detail}" for detail in self.details]
+        # What is quoted may be as long as whoever wrote it wanted; the rest of a message must still be seen.
+        lines = [f"{_clipped(self.where)}: {_clipped(self.what)}" if self.where else _clipped(self.what)]
+        lines += [f"  {_clipped(detail)}" for detail in self.details[:MOST_DETAILS]]
+        if len(self.details) > MOST_DETAILS:
+            lines.append(f"  and {len(self.details) - MOST_DETAILS:,} more")
         if self.fix:
-            lines.append(f"  fix: {self.fix}")
+            lines.append(f"  fix: {_clipped(self.fix)}")
         return "\n".join(lines)
+
+
+def _clipped(words: str) -> str:
+    return words if len(words) <= MOST_LETTERS else f"{words[: MOST_LETTERS - 43]}...{words[-40:]}"
 
 
 class Interrupted(Exception):
@@ -43,5 +51,6 @@ def did_you_mean(word: str, choices: Sequence[str]) -> str:
     """' (did you mean X?)' for the nearest choice, or '' where none is near."""
     import difflib
 
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
+    # A table may have 100,000 columns, and a name 100,000 letters: comparing takes time in both.
+    near = difflib.get_close_matches(word[:100], choices[:1000], n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,8 @@ MANIFEST = "manifest.json"
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 OS_ERROR = re.compile(r"os error (\d+)")
 TEMPORARY = ".tmp"
+MOST_BYTES = 1 << 28  # of a file that is read whole
+AGAIN = "mend it, or copy or make it again"
 LOCK = ".lock"
 
 
@@ -151,12 +154,33 @@ def _as_os_error(error: Exception) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """Read a small UTF-8 file; a UserError where it is none, is no regular file, or has more than `most` bytes."""
+    fix = "check the name, and that you may read it"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError("is no regular file", where=str(path), fix=fix)
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise UserError(f"is larger than {most:,} bytes, which no such file is", where=str(path), fix=fix)
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 (byte {error.start:,}: 0x{content[error.start]:02x})"
+        raise UserError(what, where=str(path), fix="write it anew as UTF-8") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UserError(what, where=str(path), fix=fix) from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; a missing or damaged file is a UserError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot be read as JSON: {error}", where=str(path)) from error
+        return json.loads(read_text(path).removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise UserError("cannot be read as JSON: nested too deeply", where=str(path), fix=AGAIN) from error
+    except ValueError as error:
+        raise UserError(f"cannot be read as JSON: {str(error)[:200]}", where=str(path), fix=AGAIN) from error
 
 
 def sha256(path: Path) -> str:

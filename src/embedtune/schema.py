@@ -11,18 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from embedtune import files
 from embedtune.errors import UserError, did_you_mean
 from embedtune.recipes import RECIPES, Run, task_of
+
+MOST_BYTES = 1 << 22  # of a recipe
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; a syntax error is a UserError with its line."""
+    fix = "mend it; --help of the command lists every key"
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"is not valid TOML: {error}", where=str(path)) from error
+        return tomllib.loads(files.read_text(path, MOST_BYTES).removeprefix("\ufeff"))
+    except RecursionError as error:
+        raise UserError("is not valid TOML: nested too deeply", where=str(path), fix=fix) from error
+    except ValueError as error:  # also of a number with too many digits, which is no TOMLDecodeError
+        raise UserError(f"is not valid TOML: {str(error)[:200]}", where=str(path), fix=fix) from error
 
 
 def from_table(kind: type, table: Mapping[str, Any], where: str) -> Any:

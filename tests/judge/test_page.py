@@ -14,6 +14,7 @@ import pytest
 from embedtune import plots
 from embedtune.judge import page as pages
 from embedtune.judge.page import page
+from payloads import PAYLOADS
 
 VOID = {"meta", "br"}
 HTML_TAGS = {
@@ -39,81 +40,6 @@ STANDS_ON = {
     "drift": ["drift"],
     "repeat": ["repeat", "recipe", "machine"],
 }
-PAYLOADS = r'''
-<script>alert(1)</script>
-<ScRiPt src=//x.example/a.js></sCrIpT>
-<script\u000a>alert(1)</script\u000a>
-</script><script>alert(1)</script>
-"><script>alert(1)</script>
-'><script>alert(1)</script>
-</title><script>alert(1)</script>
-</style><script>alert(1)</script>
-</textarea><script>alert(1)</script>
-</text></svg><script>alert(1)</script>
-</code></pre><script>alert(1)</script>
-</details></summary><script>alert(1)</script>
---><script>alert(1)</script>
---!><script>alert(1)</script>
-]]><script>alert(1)</script>
-<![CDATA[<script>alert(1)</script>]]>
-<!--<script>alert(1)</script>-->
-<img src=x onerror=alert(1)>
-<img src="javascript:alert(1)">
-<IMG """><SCRIPT>alert(1)</SCRIPT>">
-<img src=`x` onerror=alert(1)>
-<img/src="x"/onerror=alert(1)>
-<svg onload=alert(1)>
-<svg/onload=alert(1)//
-<svg><script>alert(1)</script></svg>
-<svg><style><img src=x onerror=alert(1)></style></svg>
-<svg><animate onbegin=alert(1) attributeName=x dur=1s>
-<svg><a xlink:href="javascript:alert(1)"><text>x</text></a></svg>
-<svg><use href="data:image/svg+xml,<svg onload=alert(1)>">
-<svg><foreignObject><body onload=alert(1)></foreignObject></svg>
-<math><mi//xlink:href="javascript:alert(1)">x
-<math href="javascript:alert(1)">x</math>
-<body onload=alert(1)>
-<iframe src="javascript:alert(1)"></iframe>
-<iframe srcdoc="<script>alert(1)</script>"></iframe>
-<object data="javascript:alert(1)"></object>
-<embed src="javascript:alert(1)">
-<a href="javascript:alert(1)">x</a>
-<a href="jav&#x09;ascript:alert(1)">x</a>
-<a href="&#106;avascript:alert(1)">x</a>
-<a href=" javascript:alert(1)">x</a>
-<a href="vbscript:msgbox(1)">x</a>
-<a href="data:text/html,<script>alert(1)</script>">x</a>
-<form action="javascript:alert(1)"><input type=submit>
-<button formaction="javascript:alert(1)">x</button>
-<input autofocus onfocus=alert(1)>
-<details open ontoggle=alert(1)>
-<marquee onstart=alert(1)>
-<video><source onerror=alert(1)></video>
-<audio src=x onerror=alert(1)>
-<base href="//x.example/">
-<link rel=stylesheet href="//x.example/a.css">
-<link rel=import href="//x.example/">
-<meta http-equiv="refresh" content="0;url=javascript:alert(1)">
-<style>@import "//x.example/a.css";</style>
-<div style="background:url(javascript:alert(1))">
-<div style="width:expression(alert(1))">
-" onmouseover="alert(1)
-' onmouseover='alert(1)
-" style="background:url(//x.example/)" x="
-` onmouseover=`alert(1)
-x" autofocus tabindex=1 onfocus="alert(1)
-&lt;script&gt;alert(1)&lt;/script&gt;
-&#60;script&#62;alert(1)&#60;/script&#62;
-{{ 7*7 }}{% raw %}{{ self.__init__.__globals__ }}
-{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}
-${alert(1)}#{alert(1)}<%= alert(1) %>
-%3Cscript%3Ealert(1)%3C/script%3E
-+ADw-script+AD4-alert(1)+ADw-/script+AD4-
-javascript:alert(1)//
-#000000 #1f4e79 url(#x) id="x" xlink:href="#x" font-family: x;
-$\frac{$
-../../etc/passwd\u0000<script>.html
-'''.strip().split("\n")
 
 
 class Reader(HTMLParser):
@@ -336,12 +262,11 @@ def test_the_verdict_is_not_said_twice(story):
 
 
 def test_enough_payloads():
-    assert len(set(PAYLOADS)) >= 60
+    assert len(set(PAYLOADS)) >= 120
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_payload_comes_alive(story, payload, undrawn):
-    payload = payload.replace(r"\u0000", "\0").replace(r"\u000a", "\n")
     read = assert_harmless(page(hostile(story, payload)))
     shown = " ".join(payload.replace("\0", "\N{REPLACEMENT CHARACTER}").split())
     assert read.text.count(shown) >= 30, "the words themselves are shown, as they are"
@@ -351,7 +276,7 @@ def test_no_payload_comes_alive_in_a_picture(story):
     rows = story["tables"][0]["rows"]
     story["tables"] = [{**story["tables"][0], "rows": [{**rows[0], "measure": payload} for payload in PAYLOADS]}]
     assert_harmless(page(story))
-    for payload in (*PAYLOADS[::16], "$\\frac{$"):
+    for payload in (*PAYLOADS[::32], "$\\frac{$"):
         read = assert_harmless(page(hostile({**story, "tables": []}, payload)))
         assert len(read.of("svg")) == 2, "the curve and the dimensions are drawn, whatever the measure is called"
 

@@ -232,7 +232,7 @@ def test_another_model_is_refused(some, tiny_model, tmp_path):
 
 def test_other_dimensions_are_refused(some):
     manifest = json.loads((some.folder / "index.json").read_text())
-    manifest["files"], manifest["segments"], manifest["dimension"] = {}, [], 31
+    manifest |= {"files": {}, "segments": [], "rows": 0, "dimension": 31}
     (some.folder / "index.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="has 31 numbers a vector, the model gives 32"):
         Index.load(some.folder)

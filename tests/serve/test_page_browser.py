@@ -20,6 +20,7 @@ from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service  # noqa: E402
 from embedtune.serve.batcher import Limits  # noqa: E402
 from embedtune.serve.shelf import open_all  # noqa: E402
+from payloads import PAYLOADS  # noqa: E402
 
 HOSTILE = [
     "<script>alert(1)</script> lora", "<img src=x onerror=alert(1)> lora", "lora\"><svg onload=alert(1)>",
@@ -108,6 +109,28 @@ def test_hostile_texts_are_shown_as_texts(page):
     shown = "\n".join(page.locator(".text").all_text_contents())
     assert all(text in shown for text in HOSTILE[:5])
     assert page.locator("#results script, #results img, #results svg").count() == 0
+
+
+def test_no_payload_runs_on_the_page(browser, tiny_model, tmp_path):
+    """As texts, columns, values, ids of an index, and as queries; `page` above fails where anything runs."""
+    records = [Record(f"{n} {p}", f"lora {p}", {"kind": p, "a": p}) for n, p in enumerate(PAYLOADS)]
+    create(tmp_path / "idx", str(tiny_model("bert")), records)
+    service = Service(
+        lambda: open_all(str(tiny_model("bert")), [str(tmp_path / "idx")], "fp32", 2048), Limits(), tmp_path / "votes"
+    )
+    with listening(service) as port:
+        made, wrong = browser.new_page(), []
+        made.on("pageerror", lambda error: wrong.append(f"error {error}"))
+        made.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        made.on("request", lambda asked: wrong.append(asked.url) if f":{port}/" not in asked.url else None)
+        made.goto(f"http://127.0.0.1:{port}")
+        made.wait_for_selector("#atlas:not([hidden])")
+        made.select_option("#top", "50")
+        for payload in PAYLOADS[::24]:
+            search(made, "lora " + payload.replace("\0", "").replace("\n", " "))
+            assert made.locator("#results script, #results img, #results svg, #results iframe").count() == 0
+        made.close()
+    assert not [each for each in wrong if not each.startswith("data:")]
 
 
 def test_votes_are_written(page, served):

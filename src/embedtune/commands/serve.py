@@ -12,6 +12,7 @@ from embedtune.commands.shape import Command, Output, Talk
 from embedtune.errors import EXIT_BUG, EXIT_FINE, UserError
 
 KEY = "EMBEDTUNE_API_KEY"
+KEY_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,11 @@ def _key(command: Serve) -> str | None:
     if command.key_file is None:
         return os.environ.get(KEY) or None
     try:
-        key = Path(command.key_file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=command.key_file) from error
+        with open(command.key_file, "rb") as file:  # a pipe of the shell is fine; a device without end is cut
+            key = file.read(KEY_BYTES).decode("utf-8").strip()
+    except (OSError, ValueError) as error:
+        what = f"cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}"
+        raise UserError(what, where=command.key_file, fix="name a file that holds nothing but the key") from error
     if not key:
         raise UserError("holds no key", where=command.key_file)
     return key

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,10 +188,10 @@ def _check_header(cells: list[str] | None, problem: Problem | None, path: Path) 
     if problem or not cells:
         fix = problem.fix if problem else "begin the file with a line of column names"
         raise UserError(problem.what if problem else "is blank", where=where, fix=fix)
-    twice = {name for name in cells if cells.count(name) > 1}
+    twice = [name for name, times in Counter(cells).items() if times > 1]
     if twice:
         fix = "give each column its own name"
-        raise UserError(f"names {min(twice)!r} more than once", where=where, fix=fix)
+        raise UserError(f"names {min(twice)[:40]!r} more than once", where=where, fix=fix)
     if len(cells) == 1:
         check_parted(cells[0], where)
     return cells

@@ -81,6 +81,8 @@ def find_files(path: str | Path) -> tuple[list[Path], list[str]]:
     Second come those left out: hidden files, other endings, linked folders (which could go in circles).
     Raises UserError where there is none, or one is no regular file.
     """
+    if not str(path):
+        raise UserError("no file or folder is named", where="the data", fix="name one")
     path = Path(path)
     _refuse_unreadable(path)
     if not path.is_dir():
@@ -116,13 +118,17 @@ def ending(path: Path) -> tuple[str, str]:
 
 def _refuse_unreadable(path: Path) -> None:
     try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # the name goes into reports and recipes, which are UTF-8
+        raise UserError("has a name that is not UTF-8", where=ascii(str(path)), fix="rename the file") from error
+    try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-        if path.is_symlink():
+        if os.path.islink(path):
             what = f"is a link to {os.readlink(path)}, which {what}"
-        elif path.parent.is_dir():
-            what += did_you_mean(path.name, [p.name for p in path.parent.iterdir()])
+        elif os.path.isdir(path.parent):  # unlike Path.is_dir, it has an answer for a name that is too long
+            what += did_you_mean(path.name, os.listdir(path.parent))
         fix = "name a file or folder that exists and that you may read"
         raise UserError(what, where=str(path), fix=fix) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -77,7 +77,7 @@ def finite(value: Any) -> float | None:
     """A cell as a finite number, None where it is none."""
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last: an int beyond all floats
         number = math.nan
     return number if math.isfinite(number) else None
 
@@ -132,7 +132,7 @@ def _check_columns(names: Mapping[str, str], must: Sequence[str], row: Row, head
         raise UserError(
             f"expected columns {expected}, found {listed}{near}: no column {asked!r}",
             where=row.file,
-            fix=f"--columns {our}=NAME, for example --columns {our}={example}",
+            fix=f"--columns {our}=NAME, for example --columns {our}={example[:40]}",
         )
 
 

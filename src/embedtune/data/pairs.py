@@ -163,7 +163,9 @@ def matches(our: str, given: str, there: list[str]) -> list[str]:
         return [given] if given in there else []
     kinds = {synonym.casefold(): place for place, synonym in enumerate(SYNONYMS[our])}
     if our == "negative":
-        return [name for name in there if {low := name.casefold(), NUMBERED.sub(r"\1", low)} & set(kinds)]
+        # A name may have 100,000 letters, and the search for its number tries each as the beginning.
+        short = [name for name in there if len(name) <= 40]
+        return [name for name in short if {low := name.casefold(), NUMBERED.sub(r"\1", low)} & set(kinds)]
     known = [name for name in there if name.casefold() in kinds]
     return sorted(known, key=lambda name: kinds[name.casefold()])[:1]
 

@@ -208,11 +208,11 @@ def _choose_columns(header: Header, columns: Mapping[str, str], text: bool, file
             what = f"expected columns {expected}, {found}{did_you_mean(old, header.names)}"
             raise UserError(what, where=file, fix=f"--columns {new}=NAME, with a NAME that the file has")
     renamed = dict(columns)
-    if text and "text" not in columns and "text" not in header.names:
+    if text and "text" not in columns and ("text" not in header.names or "text" in columns.values()):
         if len(header.texts) != 1:
             what = f"expected a column 'text', {found}{did_you_mean('text', header.names)}"
             name = header.texts[0] if header.texts else "NAME"
-            raise UserError(what, where=file, fix=f"--columns text=NAME, for example --columns text={name}")
+            raise UserError(what, where=file, fix=f"--columns text=NAME, for example --columns text={name[:40]}")
         renamed["text"] = header.texts[0]
         tally.notes.append(f"{file}: took the column {header.texts[0]!r} as the text")
     return renamed

@@ -5,6 +5,7 @@ What is wrong in a folder is collected over all its files and said once.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class _Wrong:
 def is_beir(path: str | Path) -> bool:
     """Whether `path` is a folder with corpus.jsonl and queries.jsonl (also .gz or .zst)."""
     folder = Path(path)
-    return folder.is_dir() and all(_packed(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
+    return os.path.isdir(folder) and all(_packed(folder / name) for name in ("corpus.jsonl", "queries.jsonl"))
 
 
 def read_beir(
@@ -171,7 +172,7 @@ def joined(first: RetrievalSet, second: RetrievalSet) -> RetrievalSet:
 
 
 def _packed(path: Path) -> list[Path]:
-    return [found for packing in PACKINGS if (found := path.with_name(path.name + packing)).is_file()]
+    return [found for packing in PACKINGS if os.path.isfile(found := path.with_name(path.name + packing))]
 
 
 def _only(folder: Path, name: str) -> Path:

@@ -7,6 +7,7 @@ BILOU and BMES are other spellings. One reading serves them all (`spans`), so th
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections import Counter
@@ -44,7 +45,7 @@ NAMELESS = "_"  # the type of a tag that is a letter only
 TAGGED = {"tokens": ("tokens", "words", "token"), "tags": ("tags", "ner_tags", "labels", "tag", "ner", "label")}
 CONLL = (".conll", ".bio", ".iob", ".iob2", ".bioes")
 PERHAPS = (".txt", ".tsv")  # where the content decides
-HEAD_LINES = 1000
+HEAD_LINES, HEAD_BYTES = 1000, 1 << 20
 DOCUMENT, COMMENT = "-DOCSTART-", "# "
 
 NO_TAG = unusable("a token without a tag")
@@ -114,13 +115,18 @@ def is_conll(data: DataLike) -> bool:
     if not isinstance(data, (str, Path)) or str(data).startswith(HUB):
         return False
     form = ending(Path(data))[0]
-    return form in CONLL or (form in PERHAPS and Path(data).is_file() and _looks_tagged(Path(data)))
+    return form in CONLL or (form in PERHAPS and os.path.isfile(data) and _looks_tagged(Path(data)))
 
 
 def _looks_tagged(path: Path) -> bool:
     """Whether most of the first lines are a token without blanks and a tag."""
-    head = next(unpacked(path, lambda content: None), b"").decode(errors="replace")
-    rows = [_fields(text) for text in re.split("\r\n|\n|\r", head)[:HEAD_LINES] if text.strip()]
+    head = b""
+    for chunk in unpacked(path, lambda content: None):
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    head_text = head[:HEAD_BYTES].decode(errors="replace")
+    rows = [_fields(text) for text in re.split("\r\n|\n|\r", head_text)[:HEAD_LINES] if text.strip()]
     rows = [fields for fields in rows if not _left_out(fields)]
     tagged = sum(len(row) > 1 and " " not in row[0] and bool(TAG.fullmatch(row[-1])) for row in rows)
     return 2 * tagged > len(rows)
@@ -145,7 +151,7 @@ def _left_out(fields: Sequence[str]) -> str:
 def _rows(data: DataLike, bad_rows: BadRows, tally: Counts) -> Iterator[Row]:
     """The rows of all files, each read as what it is."""
     sources: list[Any] = [data]
-    if isinstance(data, (str, Path)) and Path(data).is_dir():
+    if isinstance(data, (str, Path)) and os.path.isdir(data):
         sources, ignored = find_files(data)
         tally.ignored += ignored
     for source in sources:

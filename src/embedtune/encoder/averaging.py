@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from embedtune import files
+from embedtune.errors import UserError
 
 # Architectures with BERT's layers, whose head reads the first token by a linear layer and a tanh: where that one is.
 DENSE = {
@@ -40,6 +41,8 @@ def means(folder: Path) -> bool:
     """Whether a folder says that its vectors are the means of its tokens' (sentence-transformers' files)."""
     settings = folder / "1_Pooling" / "config.json"
     found = files.read_json(settings) if settings.is_file() else {}
+    if not isinstance(found, dict):
+        raise UserError("is no JSON object", where=str(settings), fix="copy the folder again")
     return found.get("pooling_mode") == "mean" or found.get("pooling_mode_mean_tokens") is True
 
 

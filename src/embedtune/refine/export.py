@@ -78,9 +78,9 @@ def export(
     gives it. A folder of that name is replaced.
     """
     source, counts = _source(model, wanted.to), Counts()
-    few, rest = _texts(texts, counts)
     stock = embedder.load_stock(source)
     _check(stock, wanted, str(source))
+    few, rest = _texts(texts, counts)
     blocks = None if texts is None else chain([few], rest)
     note(f"exporting {model} to {wanted.to}")
     done: list[tuple[dict[str, Any], parity.Parity]] = []

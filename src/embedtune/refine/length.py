@@ -310,6 +310,8 @@ def _load(folder: Path) -> _Eraser:
     """Read the direction and its sidecar; a bare direction gives the orthogonal projection, and a warning."""
     try:
         b = np.load(folder / DIRECTION, allow_pickle=False)
+        if not isinstance(b, np.ndarray):
+            raise ValueError("it holds several arrays")
         if b.ndim != 1 or b.dtype.kind != "f" or not np.isfinite(b).all() or not b.any():
             raise ValueError(f"a non-zero direction of shape (d,) was expected, found {b.dtype} {b.shape}")
         b = b.astype(np.float64)
@@ -329,7 +331,7 @@ def _load(folder: Path) -> _Eraser:
         if not fits or b @ g <= 0 or about["space"] not in NORMALISING:
             raise ValueError(f"{SIDECAR} does not fit {DIRECTION}")
         return _Eraser(b, g, mean, about["space"], (low, high))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError) as error:
         raise UserError(
             f"the length direction cannot be read: {error}",
             where=str(folder),

@@ -102,7 +102,8 @@ class Statistics:
             n, weight, weight2 = (arrays[name].item() for name in _FIELDS[:3])
             return cls(int(n), weight, weight2, *[arrays[name] for name in _FIELDS[3:]])
         except (OSError, KeyError, ValueError, SafetensorError) as error:
-            raise UserError(f"cannot be read as statistics: {error}", where=str(path)) from error
+            fix = "write them again, by Statistics.save"
+            raise UserError(f"cannot be read as statistics: {error}", where=str(path), fix=fix) from error
 
 
 _FIELDS = tuple(Statistics.__dataclass_fields__)

@@ -55,6 +55,8 @@ class Job:
     def check(self) -> None:
         """A UserError where no such file can be made."""
         check_dtype(self.dtype)
+        if self.keep_text and self.out.suffix == ".npy":
+            raise UserError("only .parquet has a place for texts", where="--text", fix="end --out in .parquet")
         if self.out.suffix not in FORMATS:
             what = f"must end in {' or '.join(FORMATS)}{did_you_mean(self.out.suffix, FORMATS)}"
             raise UserError(what, where=str(self.out), fix="--out vectors.parquet")

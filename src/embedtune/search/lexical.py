@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from embedtune import files
+from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[search]'"
 
@@ -37,7 +38,11 @@ def load(folder: Path) -> Any:
     """What `build` wrote, mapped into memory."""
     import bm25s
 
-    return bm25s.BM25.load(folder, mmap=True, show_progress=False)
+    try:
+        return bm25s.BM25.load(folder, mmap=True, show_progress=False)
+    except Exception as error:  # noqa: BLE001 - of files whose sums are right; the package raises many kinds
+        fix = "embedtune search compact, or build the index anew"
+        raise UserError("cannot be read as a table of words", where=str(folder), fix=fix) from error
 
 
 def scores(found: Any, query: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from embedtune.search.rows import Record
 
 VERSION = 1
 MANIFEST = "index.json"
+ROWS = ["id", "text", "columns"]
 BLOCK = 16_384  # vectors that are quantised at a time
 REBUILD = "build the index anew: embedtune search index DATA --model M --out DIR --force"
 
@@ -85,9 +86,32 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(what, where=str(folder), fix="update embedtune, or build the index anew")
     try:
         lists = {name: tuple(found[name]) for name in ("columns", "segments")}
-        return Manifest(**{**found, **lists})
-    except (TypeError, KeyError) as error:
+        manifest = Manifest(**{**found, **lists})
+        _check(manifest)
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"is damaged ({error})", where=str(path), fix=REBUILD) from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """ValueError for what no index has: names that lead out of the folder are among it."""
+    for name in ("dimension", "rows", "serial"):
+        value = getattr(manifest, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**48:
+            raise ValueError(f"{name} is no whole number that can be")
+    for name in ("model", "identity", "dtype", "precision", "deleted", "lexical"):
+        if not isinstance(getattr(manifest, name), str):
+            raise ValueError(f"{name} is no text")
+    if manifest.dtype not in get_args(Dtype) or manifest.precision not in get_args(Precision):
+        raise ValueError("dtype or precision is not known")
+    if not isinstance(manifest.files, dict) or not all(isinstance(entry, dict) for entry in manifest.files.values()):
+        raise ValueError("files is no table of tables")
+    for name in (*manifest.columns, *manifest.segments):
+        if not isinstance(name, str):
+            raise ValueError("a column or segment has no name")
+    for name in (*manifest.segments, manifest.deleted, manifest.lexical, *manifest.files):
+        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError("a name leads out of the folder")
 
 
 def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.ndarray]:
@@ -96,12 +120,31 @@ def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.n
         path = folder / name
         if not path.is_file():
             raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
-        if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+        if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
             raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
-    segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
-    if not manifest.deleted:
-        return segments, np.zeros(0, np.int64)
-    return segments, np.load(folder / manifest.deleted, allow_pickle=False)
+    from pyarrow.lib import ArrowException
+
+    try:
+        segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
+        deleted = _loaded(folder / manifest.deleted) if manifest.deleted else np.zeros(0, np.int64)
+        _check_rows(segments, deleted, manifest)
+    except (ValueError, TypeError, KeyError, EOFError, RuntimeError, OSError, ArrowException) as error:
+        what = f"is damaged ({(str(error).splitlines() or [''])[0][:200]})"
+        raise UserError(what, where=str(folder), fix=REBUILD) from error
+    return segments, deleted
+
+
+def _check_rows(segments: list[Segment], deleted: np.ndarray, manifest: Manifest) -> None:
+    """ValueError where the sums are right, but the files do not fit each other."""
+    rows = sum(segment.table.num_rows for segment in segments)
+    if rows != manifest.rows or any(segment.table.schema.names != ROWS for segment in segments):
+        raise ValueError("its rows are not those that index.json names")
+    if (
+        deleted.dtype != np.int64
+        or deleted.ndim != 1
+        or (len(deleted) and not 0 <= deleted.min() <= deleted.max() < rows)
+    ):
+        raise ValueError("its deleted rows are none that it has")
 
 
 def _open_segment(path: Path, manifest: Manifest) -> Segment:
@@ -109,12 +152,26 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
 
     table = pa.ipc.open_file(pa.memory_map(str(path / "rows.arrow"))).read_all()
     rows, width = table.num_rows, manifest.dimension
-    vectors = np.memmap(path / "vectors.f32", np.float32, mode="r", shape=(rows, width))
+    vectors = _mapped(path / "vectors.f32", np.float32, (rows, width))
     if manifest.dtype == "float32":
         return Segment(vectors, table, graph=graph.load(path) if manifest.graph else None)
     width = width if manifest.dtype == "int8" else (width + 7) // 8
-    codes = np.memmap(path / "codes.i8", np.int8, mode="r", shape=(rows, width))
-    return Segment(vectors, table, codes, np.load(path / "ranges.npy", allow_pickle=False))
+    codes = _mapped(path / "codes.i8", np.int8, (rows, width))
+    return Segment(vectors, table, codes, _loaded(path / "ranges.npy"))
+
+
+def _loaded(path: Path) -> np.ndarray:
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):  # a zip file is read as several arrays
+        raise ValueError(f"{path.name} is no array")
+    return found
+
+
+def _mapped(path: Path, kind: Any, shape: tuple[int, int]) -> np.ndarray:
+    found = np.memmap(path, kind, mode="r")
+    if found.size != shape[0] * shape[1]:
+        raise ValueError(f"{path.name} has {found.size:,} numbers, not {shape[0]:,} rows of {shape[1]:,}")
+    return found.reshape(shape)
 
 
 Embed = Callable[[Iterable[str]], Iterator[Any]]  # a stream of texts to `Embedded` blocks
