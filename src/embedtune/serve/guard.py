@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from embedtune.serve.quick import FULL
 from embedtune.serve.schemas import error_body
 
 Scope = MutableMapping[str, Any]
@@ -66,7 +67,7 @@ class Guard:
             return await refuse(send, 408, f"the body did not come within {BODY_SECONDS} seconds")
         if seconds is not None:
             given = [(b"retry-after", str(math.ceil(seconds)).encode())]
-            return await refuse(send, 429, f"the queue is full, try again in {seconds:.0f} s", given, body is not None)
+            return await refuse(send, 429, FULL.format(seconds), given, body is not None)
         if body is None:
             return await refuse(send, 413, f"the body is larger than {self.most_bytes:,} bytes")
         if too_deep(body):

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from embedtune.serve.app import Service, make_app
 from embedtune.serve.guard import Guard
+from embedtune.serve.quick import Whole, refusing, whole
 
 HEAD = 2**16  # bytes of a request's head
 HEAD_SECONDS = 5  # in which it must have come, at the latest twice that
@@ -34,8 +35,9 @@ def make_server(service: Service, key: str | None, host: str, port: int) -> uvic
             gc.collect()
             collected = time.monotonic()
 
+    http: Any = listening(AutoHTTPProtocol, refusing(service.busy, key))
     config = uvicorn.Config(Guard(make_app(service), key, service.busy), host, port, log_level="warning",
-                            http=listening(AutoHTTPProtocol), ws="none", lifespan="on", server_header=False,  # type: ignore[arg-type]
+                            http=http, ws="none", lifespan="on", server_header=False,
                             timeout_keep_alive=30, timeout_graceful_shutdown=30,
                             timeout_notify=HEAD_SECONDS, callback_notify=every_few_seconds)  # fmt: skip
     server = uvicorn.Server(config)
@@ -56,24 +58,34 @@ def settle() -> None:
 
     Under overload thousands of requests wait, and looking through them again and again took half of the event loop's
     time. The priority is that of this thread alone, where the system can do that (Linux): saying no takes what the
-    model leaves of the cores.
+    model leaves of the cores. A server in a thread of another program leaves that program's settings alone.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
     gc.collect()
     gc.freeze()
     gc.disable()
-    if sys.platform == "linux" and threading.current_thread() is threading.main_thread():
+    if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.nice(0) + NICE))
 
 
-def listening(protocol: Callable[..., Any]) -> Callable[..., Any]:
-    """uvicorn's `protocol` for one connection, which answers 400 and closes when a head is larger than HEAD."""
+def listening(protocol: Callable[..., Any], refused: Callable[[Whole], bytes | None]) -> Callable[..., Any]:
+    """uvicorn's `protocol` for one connection, which answers 400 and closes when a head is larger than HEAD.
+
+    What `refused` has an answer for is answered here, as long as nothing of a request was left in the parser.
+    """
 
     def made(*args: Any, **named: Any) -> Any:
         connection = protocol(*args, **named)
-        feed, size, known = connection.data_received, 0, None
+        feed, size, known, clean = connection.data_received, 0, None, True
 
         def data_received(data: bytes) -> None:
-            nonlocal size, known
+            nonlocal size, known, clean
+            request = whole(data) if clean and _between(connection) else None
+            clean = request is not None
+            if request and (answer := refused(request)):
+                _answer(connection, answer)
+                return
             size = 0 if connection.cycle is not known else size
             known = connection.cycle
             size += len(data) if _between(connection) else 0
@@ -85,6 +97,14 @@ def listening(protocol: Callable[..., Any]) -> Callable[..., Any]:
         return connection
 
     return made
+
+
+def _answer(connection: Any, answer: bytes) -> None:
+    """Write a whole answer, and let uvicorn's clock for a connection that is not used begin anew."""
+    connection._unset_keepalive_if_required()
+    connection.transport.write(answer)
+    wait, close = connection.timeout_keep_alive, connection.timeout_keep_alive_handler
+    connection.timeout_keep_alive_task = connection.loop.call_later(wait, close)
 
 
 def hang_up(connections: set[Any], waiting: dict[Any, Any]) -> None:
