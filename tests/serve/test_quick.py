@@ -52,11 +52,10 @@ class Full:
     def __init__(self, monkeypatch, key=None):
         self.asked, self.model = [], FakeModel()
         self.service = Service(lambda: (self.model, ()), Limits())
-        busy = self.service.busy
-        monkeypatch.setattr(Service, "busy", lambda service, path: self._seen(path, busy))
+        monkeypatch.setattr(Service, "busy", lambda service, path, size: self._seen(path))
         self.full = threading.Event()
 
-    def _seen(self, path, busy):
+    def _seen(self, path):
         self.asked.append(path)
         return 3.2 if self.full.is_set() and path == "/v1/embeddings" else None
 

@@ -22,7 +22,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from embedtune.errors import UserError
-from embedtune.serve.batcher import HUNG, Answer, BadIds, Batcher, Busy, Dead, Given, Late, Limits, NotFinite
+from embedtune.serve.batcher import (
+    CHARACTERS,
+    HUNG,
+    Answer,
+    BadIds,
+    Batcher,
+    Busy,
+    Dead,
+    Given,
+    Late,
+    Limits,
+    NotFinite,
+)
 from embedtune.serve.guard import kind_of
 from embedtune.serve.metrics import Counted, Metrics
 from embedtune.serve.schemas import (
@@ -125,11 +137,15 @@ class Service:
                     await queue.stop()
             model.close()
 
-    def busy(self, path: str) -> float | None:
-        """Seconds until an embedding can be asked for again, where not even a short text can now; it is counted."""
+    def busy(self, path: str, size: int) -> float | None:
+        """Seconds until an embedding can be asked for again, where there is no room for a body of `size` bytes now.
+
+        One text is assumed: many are let through, and counted when they are read. What is refused here is counted.
+        """
         if path not in EMBEDDING or self.batcher is None or self.draining:
             return None
-        seconds = self.batcher.over(1, 1)
+        limits = self.batcher.limits
+        seconds = self.batcher.over(min(limits.max_length, size // CHARACTERS), 1)
         if not seconds:
             return None
         self.metrics.requests.labels(path, "429").inc()

@@ -19,6 +19,7 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Busy = Callable[[str, int], float | None]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 BODY = 2 * 2**20  # bytes of a request's body
@@ -45,7 +46,7 @@ class Guard:
 
     app: App
     key: str | None = None
-    busy: Callable[[str], float | None] = lambda path: None  # seconds to wait, where a path cannot be answered now
+    busy: Busy = lambda path, size: None  # noqa: E731 - seconds to wait, where there is no room for a body
     most_bytes: int = BODY
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +58,7 @@ class Guard:
             return await refuse(send, 401, "a valid key is needed: Authorization: Bearer KEY", given)
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
-        seconds = self.busy(scope["path"])
+        seconds = self.busy(scope["path"], _length(scope))
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 # Where the answer is no, the head is enough; a small body is read, so that the connection can be kept.

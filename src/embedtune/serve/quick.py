@@ -48,17 +48,18 @@ def whole(data: bytes) -> Whole | None:
     return Whole(words[1].partition(b"?")[0].decode("latin-1"), fields)
 
 
-def refusing(busy: Callable[[str], float | None], key: str | None) -> Callable[[Whole], bytes | None]:
+def refusing(busy: Callable[[str, int], float | None], key: str | None) -> Callable[[Whole], bytes | None]:
     """What to answer a request that the queue has no room for; None for one that the routes must see.
 
-    `busy`: seconds to wait before a path can be answered, and counts the refusal. Who has no key is the routes' matter.
+    `busy`: seconds to wait where a path has no room for a body of so many bytes; it counts the refusal. Who has no key
+    is the routes' matter.
     """
     wanted = None if key is None else b"Bearer " + key.encode()
 
     def refused(request: Whole) -> bytes | None:
         if wanted is not None and not hmac.compare_digest(request.fields.get(b"authorization", b""), wanted):
             return None
-        seconds = busy(request.path)
+        seconds = busy(request.path, int(request.fields[b"content-length"]))
         return None if seconds is None else response(seconds)
 
     return refused
