@@ -42,7 +42,8 @@ def test_all_else_is_left_to_the_parser(data):
 
 @given(st.integers(1, len(PLAIN) - 1), st.binary(max_size=3))
 def test_no_part_of_a_request_is_one(cut, more):
-    assert quick.whole(PLAIN[:cut] + more) is None or PLAIN[:cut] + more == PLAIN
+    data = PLAIN[:cut] + more  # with as many bytes as PLAIN it may be a request, of another body
+    assert quick.whole(data) is None or len(data) == len(PLAIN)
     assert quick.whole(PLAIN[cut:]) is None
 
 
@@ -51,7 +52,7 @@ class Full:
 
     def __init__(self, monkeypatch, key=None):
         self.asked, self.model = [], FakeModel()
-        self.service = Service(lambda: (self.model, ()), Limits())
+        self.service = Service(lambda: (self.model, ()), Limits(queue_seconds=30))
         monkeypatch.setattr(Service, "busy", lambda service, path, size: self._seen(path))
         self.full = threading.Event()
 

@@ -241,8 +241,8 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _openai(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/embeddings")
-    async def embeddings(asked: EmbeddingsRequest, request: Request) -> Embeddings:
+    @app.post("/v1/embeddings", response_model=Embeddings)
+    async def embeddings(asked: EmbeddingsRequest, request: Request) -> Response:
         """Vectors of texts, or of rows of token ids."""
         model, _ = service.ready()
         if asked.model is not None and asked.model not in (known := service.names()):
@@ -260,7 +260,9 @@ def _openai(app: FastAPI, service: Service) -> None:
         ]
         cut = sum(answer.cut for answer in answers)
         usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
-        return Embeddings(data=data, model=model.name, usage=usage, truncated=cut)
+        found = Embeddings(data=data, model=model.name, usage=usage, truncated=cut)
+        # Written here: what a route returns is checked once more, number by number.
+        return Response(found.model_dump_json(), media_type="application/json")
 
     @app.get("/v1/models")
     async def models() -> Models:
