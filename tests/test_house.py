@@ -71,6 +71,7 @@ WRITERS = {
     "data/tidy.py: self.file.write": "a file that files.growing or files.write_directory renames",
     "data/shingles.py: tempfile.TemporaryFile": "scratch space for shingles; it has no name and no reader",
     "data/shingles.py: self.scratch.write": "that same scratch space",
+    "serve/listen.py: connection.transport.write": "a socket",
     "search/bulk.py: file.write": "a file that files.growing opened and renames",
     "search/store.py: vectors.write": "a file that files.growing opened, in a segment not yet published",
     "search/store.py: codes.write": "a file that files.growing opened, in a segment not yet published",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from embedtune import files, schema, tune
-from embedtune.data.label_check import FEW_A_CLASS
+from embedtune.data.label_check import few
 from embedtune.recipes import BATCH, RECIPES, Run, Scored
 
 EXAMPLES = 5  # rows that changed, each way
@@ -49,11 +49,11 @@ def _few(found: Any) -> str | None:
     """Why the encoder is tuned on pairs of the labels first (arXiv 2209.11055); None where the rows are enough."""
     if found.task != "classify" or isinstance(found.train[0]["label"], list) or "text_pair" in found.train[0]:
         return None
-    middle = float(np.median(list(Counter(row["label"] for row in found.train).values())))
-    if middle > FEW_A_CLASS:
+    rows = list(Counter(row["label"] for row in found.train).values())
+    if not few(rows):
         return None
     return (
-        f"{middle:g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, "
+        f"{np.median(rows):g} rows a class: the encoder is tuned on pairs of the labels first, then the head alone, "
         "which was the best of four ways with so few (docs/labels.md)"
     )
 

@@ -91,6 +91,9 @@ def test_few_rows_a_class_and_the_way_to_learn_from_them():
     assert "16 rows a class, in the middle of the classes: few" in said(found)
     assert "embedtune run FILE" in found.remarks[-1].fix
     assert "rows a class" not in said(check_labels(labelled(*["a", "b", "c"] * 17), "labelled"))
+    many = [f"class {n}" for n in range(100)]
+    assert "10 rows a class" in said(check_labels(labelled(*many * 10), "labelled"))
+    assert "rows a class" not in said(check_labels(labelled(*many * 11), "labelled"))
 
 
 def test_repeats_and_contradictions():

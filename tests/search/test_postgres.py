@@ -350,6 +350,7 @@ class Encoder:
 def fake(monkeypatch):
     monkeypatch.setattr(postgres, "open_encoder", lambda *args, **options: Encoder())
     monkeypatch.setattr(contract, "open_encoder", lambda *args, **options: Encoder())
+    monkeypatch.setattr(postgres, "usual_precision", lambda name: "fp32")
     for module in (postgres, contract):
         monkeypatch.setattr(module, "identity", lambda name: "0" * 64)
 

@@ -34,7 +34,7 @@ def records(count=40):
 @pytest.fixture
 def indexes(tiny_model, tmp_path):
     for kind in ("bert", "distilbert"):
-        create(tmp_path / kind, str(tiny_model(kind)), records())
+        create(tmp_path / kind, str(tiny_model(kind)), records(), precision="fp32")
     return tmp_path
 
 

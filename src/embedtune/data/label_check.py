@@ -52,7 +52,8 @@ from embedtune.errors import UserError, short_list
 LOOKED_AT = 1000  # rows by which the kind of data is told
 FRACTIONS = 0.1  # share of fractions that makes a column of numbers one of scores
 MANY_TIMES, MOST = 10, 0.8  # the commonest class: so many times the rarest, such a share of the rows
-FEW_A_CLASS = 16  # rows of the class in the middle: `run` tunes on pairs first (benchmarks/few_labels.py)
+# Up to so many rows of the class in the middle, and in all, `run` tunes on pairs first (benchmarks/few_labels.py).
+FEW_A_CLASS, FEW_IN_ALL = 16, 1000
 FAR = 0.2  # share of the range by which scores of one text contradict each other
 
 
@@ -325,10 +326,15 @@ def _imbalance(kind: LabelKind, classes: list[ClassCount]) -> list[Remark]:
     return remarks
 
 
+def few(rows: Sequence[int]) -> bool:
+    """Whether classes of so many rows are learned best by pairs of their rows first."""
+    return median(rows) <= FEW_A_CLASS and sum(rows) <= FEW_IN_ALL
+
+
 def _few_a_class(classes: list[ClassCount]) -> list[Remark]:
     """A remark where another way than tuning on the labels alone is better."""
     middle = median(each.count for each in classes) if classes else 0
-    if not 1 < middle <= FEW_A_CLASS:
+    if middle <= 1 or not few([each.count for each in classes]):
         return []
     fix = "embedtune run FILE tunes the encoder on pairs of the labels first: the best way with so few (docs/labels.md)"
     return [Remark(f"{middle:g} rows a class, in the middle of the classes: few", fix)]
