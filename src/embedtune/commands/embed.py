@@ -72,6 +72,7 @@ def embed(command: Embed, talk: Talk) -> Output:
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts
     from embedtune.encoder.encode import identity, open_encoder, usual_precision
+    from embedtune.encoder.products import bound_memory
     from embedtune.search import bulk, spread
     from embedtune.search.rows import read_records
 
@@ -79,6 +80,7 @@ def embed(command: Embed, talk: Talk) -> Output:
         raise UserError("name a model, data and --out", fix="embedtune embed MODEL DATA --out vectors.parquet")
     job = bulk.Job(Path(command.out), command.dtype, command.dims, bulk.parse_shard(command.shard), command.text)
     job.check()
+    bound_memory()
     if command.workers is not None and command.engine != "ray":
         raise UserError("is for --engine ray", where="--workers", fix="add --engine ray, or leave it out")
     if command.engine == "ray":

@@ -5,12 +5,24 @@ torch's fp32 product is MKL's. On an AMD processor with AVX-512 it was measured 
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+# oneDNN, and torch above it, keep what they compiled for each shape of a product: 1,024 each. No two batches have the
+# same shapes, which came to 7 MB a batch. Few are enough, as the layers of a model repeat them, and cost no speed.
+FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
+
+
+def bound_memory() -> None:
+    """Keep few compiled shapes, so that memory does not grow with the data; before the process's first product."""
+    for name, most in FEW_SHAPES.items():
+        os.environ.setdefault(name, most)
 
 
 def use_onednn(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from embedtune.encoder.embed import WINDOW, Embedded
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import HOSTED, Encoder, Role, identity, open_encoder, stream
+from embedtune.encoder.products import bound_memory
 from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[ray]'"
@@ -64,6 +65,7 @@ class Worker:
             if identity(model.name) != model.identity:
                 what, fix = "is another model on a worker's machine", "put the same files there, under the same name"
                 raise UserError(what, where=model.name, fix=fix)
+            bound_memory()
             self.encoder = open_encoder(model.name, precision=model.precision, pooling=model.pooling)
         return self.encoder
 

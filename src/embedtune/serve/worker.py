@@ -23,6 +23,7 @@ import numpy as np
 
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Role
+from embedtune.encoder.products import FEW_SHAPES
 from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Compute, Given, NotFinite
 from embedtune.serve.model import Served, open_served
@@ -32,9 +33,6 @@ MAIN = """import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
 from embedtune.serve.worker import work
 work(*sys.argv[1:])"""
-# oneDNN, and torch above it, keep what they compiled for each shape of a product: 1,024 each. No two batches have the
-# same shapes, which came to 7 MB a batch. Few are enough, as the layers of a model repeat them, and cost no speed.
-FEW = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 KNOWN: dict[str, type[Exception]] = {"BadIds": BadIds, "NotFinite": NotFinite}
 
 
@@ -79,7 +77,7 @@ def open_remote(name: str, precision: Precision, batch_tokens: int) -> Remote:
     ours, theirs = Pipe()
     words = [sys.executable, "-c", MAIN, str(theirs.fileno()), name, precision, str(batch_tokens)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=2, pass_fds=[theirs.fileno()],
-                               env={**FEW, **os.environ})  # fmt: skip
+                               env={**FEW_SHAPES, **os.environ})  # fmt: skip
     theirs.close()
     try:
         facts = json.loads(ours.recv_bytes())
