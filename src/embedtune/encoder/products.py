@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 # oneDNN, and torch above it, keep what they compiled for each shape of a product: 1,024 each. No two batches have the
 # same shapes, which came to 7 MB a batch. Few are enough, as the layers of a model repeat them, and cost no speed.
 FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
