@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 
 from conftest import corpus
 from embedtune import cli
+from embedtune.encoder import products
 from embedtune.search import bulk
 from embedtune.search.quantise import restored
 
@@ -65,6 +67,13 @@ def test_the_fast_arithmetic_where_the_hardware_has_it(place, monkeypatch, hardw
     assert told("v.npy")["precision"] == made
     gap = np.abs(np.load("v.npy") - stock().encode(place)).max()
     assert gap < 1e-6 if made == "fp32" else 1e-6 < gap < 0.05
+
+
+def test_few_compiled_shapes_are_kept_so_that_memory_does_not_grow(place, monkeypatch):
+    for name in products.FEW_SHAPES:
+        monkeypatch.delenv(name, raising=False)
+    run("text.txt", "--out", "v.npy")
+    assert {name: os.environ[name] for name in products.FEW_SHAPES} == products.FEW_SHAPES
 
 
 def test_types_of_numbers(place):
