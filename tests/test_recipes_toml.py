@@ -163,11 +163,14 @@ def test_all_problems_are_found_at_once():
     assert len(limits.problems(MLM(train="x", mask_rate=2.0, loop=loop))) == 4
 
 
-@pytest.mark.parametrize("content", [b"a = ", b"[loop\n", b"\xff = 1", b"a = 1\na = 2"])
-def test_bad_toml_names_the_file(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"a = ", "valid TOML"), (b"[loop\n", "valid TOML"), (b"\xff = 1", "UTF-8"), (b"a = 1\na = 2", "valid TOML")],
+)
+def test_bad_toml_names_the_file(tmp_path, content, says):
     path = tmp_path / "r.toml"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"r\.toml: is not (valid TOML|UTF-8)"):
+    with pytest.raises(UserError, match=rf"r\.toml: is not {says}"):
         schema.read_toml(path)
 
 

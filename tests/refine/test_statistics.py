@@ -69,8 +69,7 @@ def test_neither_chunks_nor_their_order_matter(size, random, offset, weighted):
     w = np.random.default_rng(1).lognormal(size=len(x)) if weighted else np.ones(len(x))
     chunks = [(x[i : i + size], z[i : i + size], w[i : i + size]) for i in range(0, len(x), size)]
     random.shuffle(chunks)
-    # Weighted sums around a mean of ten thousand: both sides round at the twelfth place.
-    assert_same(accumulate(chunks), by_hand(x, z, w), 1e-11 if offset and weighted else 1e-12)
+    assert_same(accumulate(chunks), by_hand(x, z, w))
 
 
 def test_64_shards_merge_to_one_pass_and_blocks_do_not_show(monkeypatch):

@@ -7,7 +7,7 @@ one pass over the embeddings is enough, and shards, workers and resumed runs are
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +34,28 @@ class Statistics:
     S_zz: np.ndarray  # (k, k)
 
     @classmethod
-    def of(cls, x: np.ndarray, z: np.ndarray, weights: np.ndarray | None = None, *, first_row: int = 0) -> Statistics:
+    def of(
+        cls, x: np.ndarray, z: np.ndarray, weights: np.ndarray | None = None, *, first_row: int = 0,
+        origin: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> Statistics:  # fmt: skip
         """Moments of x (n, d) and z (n,) or (n, k), any float type; x may be a memory map of any size.
 
-        `first_row` is the number of the first row in the user's data, for messages. Raises UserError for
+        `first_row` is the number of the first row in the user's data, for messages. `origin` (d,) and (k,) is taken
+        from every row, and so from the means; the other moments do not depend on it. Raises UserError for
         shapes that do not agree, NaN or infinite values (naming the rows), negative or non-finite weights.
         """
         x, z = np.asarray(x), np.asarray(z)
         z = z[:, None] if z.ndim == 1 else z
         if x.ndim != 2 or z.ndim != 2 or len(x) != len(z):
             raise UserError(f"vectors must be (n, d) and targets (n, k), found {x.shape} and {z.shape}")
+        here = x.shape[1], z.shape[1]
+        if origin is not None and (there := (len(origin[0]), len(origin[1]))) != here:
+            raise UserError(f"statistics of {there} and {here} (d, k) cannot be merged")
         w = _checked_weights(weights, len(x), first_row)
         total = cls.empty(x.shape[1], z.shape[1])
         for start in range(0, len(x), BLOCK):
             rows = slice(start, start + BLOCK)
-            total = total + _block(x[rows], z[rows], None if w is None else w[rows], first_row + start)
+            total = total + _block(x[rows], z[rows], None if w is None else w[rows], first_row + start, origin)
         return total
 
     @classmethod
@@ -111,13 +118,19 @@ _FIELDS = tuple(Statistics.__dataclass_fields__)
 
 def accumulate(chunks: Iterable[tuple[np.ndarray, ...]]) -> Statistics:
     """Moments of a stream of (x, z) or (x, z, weights) chunks. Raises UserError where there is no row."""
-    total: Statistics | None = None
-    for chunk in chunks:
-        part = Statistics.of(*chunk, first_row=total.n if total else 0)
-        total = part if total is None else total + part
-    if total is None or not total.n:
+    stream = iter(chunks)
+    first = next(stream, None)
+    if first is None:
         raise UserError("there are no rows")
-    return total
+    total = Statistics.of(*first)
+    # Around the first mean: else each sum of means far from zero rounds at their size, not at that of the spread.
+    origin = total.mean_x, total.mean_z
+    total = replace(total, mean_x=np.zeros_like(origin[0]), mean_z=np.zeros_like(origin[1]))
+    for chunk in stream:
+        total = total + Statistics.of(*chunk, first_row=total.n, origin=origin)
+    if not total.n:
+        raise UserError("there are no rows")
+    return replace(total, mean_x=total.mean_x + origin[0], mean_z=total.mean_z + origin[1])
 
 
 def solve(statistics: Statistics) -> tuple[np.ndarray, int]:
@@ -140,9 +153,14 @@ def solve(statistics: Statistics) -> tuple[np.ndarray, int]:
     return weights, int(kept.sum())
 
 
-def _block(x: np.ndarray, z: np.ndarray, w: np.ndarray | None, first_row: int) -> Statistics:
-    """Moments of one block: cast first, centre on the block's mean, then multiply."""
+def _block(
+    x: np.ndarray, z: np.ndarray, w: np.ndarray | None, first_row: int, origin: tuple[np.ndarray, np.ndarray] | None
+) -> Statistics:
+    """Moments of one block around `origin`: cast first, centre on the block's mean, then multiply."""
     x, z = x.astype(np.float64), z.astype(np.float64)
+    if origin is not None:
+        x -= origin[0]
+        z -= origin[1]
     ones = np.ones(len(x)) if w is None else w
     weight = float(ones.sum())
     if not weight:
