@@ -83,18 +83,17 @@ def check_rows(reader, columns, rows, bad_rows, ending):
     )
 
 
+def check_drawn(reader, data):
+    rows = data.draw(rows_of(READERS[reader]))
+    bad_rows = data.draw(st.sampled_from(["skip", "replace"]))
+    check_rows(reader, READERS[reader], rows, bad_rows, data.draw(st.sampled_from([".jsonl", ".csv"])))
+
+
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_every_row_is_used_or_rejected_for_a_reason(reader, data):
-    rows = data.draw(rows_of(READERS[reader]))
-    check_rows(
-        reader,
-        READERS[reader],
-        rows,
-        data.draw(st.sampled_from(["skip", "replace"])),
-        data.draw(st.sampled_from([".jsonl", ".csv"])),
-    )
+    check_drawn(reader, data)
 
 
 @pytest.mark.slow
@@ -102,14 +101,7 @@ def test_every_row_is_used_or_rejected_for_a_reason(reader, data):
 @settings(max_examples=1500, deadline=None)
 @given(data=st.data())
 def test_every_row_of_10_000_corpora(reader, data):
-    rows = data.draw(rows_of(READERS[reader]))
-    check_rows(
-        reader,
-        READERS[reader],
-        rows,
-        data.draw(st.sampled_from(["skip", "replace"])),
-        data.draw(st.sampled_from([".jsonl", ".csv"])),
-    )
+    check_drawn(reader, data)
 
 
 PIECES = [

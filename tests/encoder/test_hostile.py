@@ -195,16 +195,22 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("kind", PICKLES)
-def test_pickles_given_as_data_do_not_run(armed, monkeypatch, capfd, kind):
-    """64 files, whatever they are called, to every command that takes a file and needs no training."""
+def beside_a_model(armed, monkeypatch, kind):
+    """A sound model folder with data beside it, as the working folder, and the bytes of a pickle or of code."""
     folder = armed(lambda folder: None)
     monkeypatch.chdir(folder.parent)
     prepared(folder.parent)
     content = PICKLES[kind]()
+    return folder, content.encode() if isinstance(content, str) else content
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_pickles_given_as_data_do_not_run(armed, monkeypatch, capfd, kind):
+    """64 files, whatever they are called, to every command that takes a file and needs no training."""
+    folder, content = beside_a_model(armed, monkeypatch, kind)
     wrong = {}
     for name in NAMES:
-        (folder.parent / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        (folder.parent / name).write_bytes(content)
         for argv in (
             ["data", "check", name, "--model", "model"],
             ["data", "clean", name, "--out", "new.jsonl"],
@@ -231,11 +237,7 @@ def test_pickles_in_the_places_of_our_own_files_do_not_run(armed, monkeypatch, c
     from embedtune.search.index import create
     from embedtune.search.rows import Record
 
-    folder = armed(lambda folder: None)
-    monkeypatch.chdir(folder.parent)
-    prepared(folder.parent)
-    content = PICKLES[kind]()
-    content = content.encode() if isinstance(content, str) else content
+    folder, content = beside_a_model(armed, monkeypatch, kind)
     index = create(
         folder.parent / "idx", str(folder), [Record(str(n), f"bade {n}", {}) for n in range(9)], dtype="int8"
     )
