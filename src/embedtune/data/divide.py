@@ -219,7 +219,7 @@ def split(
         raise UserError(
             f"{sum(each.exact + each.near for each in overlaps):,} rows repeat a text of another part",
             where=f"{_name(data)}, by {plan.by}",
-            details=[str(each) for each in overlaps if each.exact or each.near],
+            details=[line for each in overlaps if each.exact or each.near for line in each.lines()],
             fix="--by cluster keeps repeats together; --allow-leaks goes on all the same",
         )
     form = _form(counts)

@@ -54,8 +54,14 @@ class Overlap:
     examples: list[str]
 
     def __str__(self) -> str:
-        where = f": {'; '.join(self.examples)}" if self.examples else ""
-        return f"{self.of} in {self.into}: {self.exact:,} exact, {self.near:,} near of {self.rows:,} rows{where}"
+        return "; ".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """In words: how many, then a line for each example."""
+        return [
+            f"{self.of} in {self.into}: {self.exact:,} exact, {self.near:,} near of {self.rows:,} rows",
+            *self.examples,
+        ]
 
 
 @dataclass(frozen=True)
