@@ -10,45 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from typing import Any
 
 import torch
 
-ROWS = 4096  # tokens in a batch
-
-
-def layer_shapes(hidden: int, inner: int) -> dict[tuple[int, int], int]:
-    """(columns in, columns out) of the matrix products of one layer, and how often each occurs."""
-    return {(hidden, hidden): 4, (hidden, inner): 1, (inner, hidden): 1}
-
-
-def best_seconds(columns: int, out: int, dtype: torch.dtype, tries: int) -> float:
-    """Shortest time of one (ROWS, columns) x (columns, out) product into memory that is already there."""
-    x = torch.randn(ROWS, columns).to(dtype)
-    weight = torch.randn(out, columns).to(dtype)
-    result = torch.empty(ROWS, out, dtype=dtype)
-    best = float("inf")
-    # A weight stored (out, in) as in nn.Linear, and stored (in, out): whichever the library likes better.
-    for operand in (weight.t(), weight.t().contiguous()):
-        for _ in range(tries):
-            start = time.perf_counter()
-            torch.mm(x, operand, out=result)
-            best = min(best, time.perf_counter() - start)
-    return best
+from embedtune.fit.ceiling import ROWS, best_seconds, layer_shapes, rate
 
 
 def measure(hidden: int = 384, inner: int = 1536, tries: int = 30) -> dict[str, float]:
     """FLOP/s per dtype and shape, and under "bf16" and "fp32" those of a whole layer's mix of shapes."""
-    rates = {}
+    rates, cpu = {}, torch.device("cpu")
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        work = seconds = 0.0
-        for (columns, out), times in layer_shapes(hidden, inner).items():
-            took = best_seconds(columns, out, dtype, tries)
+        for columns, out in layer_shapes(hidden, inner):
+            took = best_seconds(columns, out, dtype, cpu, tries)
             rates[f"{name} {ROWS}x{columns}x{out}"] = 2 * ROWS * columns * out / took
-            work += times * 2 * ROWS * columns * out
-            seconds += times * took
-        rates[name] = work / seconds
+        rates[name] = rate(hidden, inner, dtype, cpu, tries)
     return rates
 
 
@@ -78,8 +54,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(rates))
         return
-    for name, rate in rates.items():
-        print(f"{name:24} {rate / 1e9:8,.0f} GFLOP/s")
+    for name, found in rates.items():
+        print(f"{name:24} {found / 1e9:8,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -49,13 +49,15 @@ def finetune(
     resume: bool = False,
     discard: bool = False,
     force: bool = False,
+    profile: bool = False,
     listener: Any = None,
 ) -> Finished:
     """Fine-tune as `recipe` says and leave a standard model folder at `out`.
 
     Everything lives in `out.running` until it is complete, then appears as `out` by one rename. `resume` continues a
-    run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`. Raises UserError
-    for a user's mistake (nothing is written then), Interrupted after SIGINT or SIGTERM with its checkpoint written.
+    run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`, `profile` tells the
+    listener where the time of some steps went. Raises UserError for a user's mistake (nothing is written then),
+    Interrupted after SIGINT or SIGTERM with its checkpoint written.
     """
     from embedtune.fit.engine import Listener
 
@@ -76,7 +78,7 @@ def finetune(
         raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
     try:
         with files.disk_errors(home), files.locked(home):
-            return _tune(recipe, home, out, resume, listener)
+            return _tune(recipe, home, out, resume, profile, listener)
     except (UserError, Interrupted, KeyboardInterrupt):
         # A mistake found before anything was learned leaves nothing behind.
         if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
@@ -167,11 +169,11 @@ def prepare(recipe: Any, home: Path, note: Any) -> Any:
             return (prepare_classify if task == "classify" else prepare_regress)(recipe, home, note)
 
 
-def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Finished:
+def _tune(recipe: Any, home: Path, out: Path, resume: bool, profile: bool, listener: Any) -> Finished:
     from embedtune import finish, plots
-    from embedtune.fit.derive import resolve
     from embedtune.fit.engine import read_log, train
     from embedtune.fit.merge import set_average, weights
+    from embedtune.fit.profiled import Blind, Watch
     from embedtune.scoring import Scorer, draw_answers, draw_scores, scores_of, side_measures
     from embedtune.track import followed
 
@@ -181,10 +183,7 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     start = {"recipe": schema.to_toml(recipe), **prepared.identity}
     loop, of_sides = _agree(home, start, resume), side_measures(prepared, task)
     if loop is None:
-        loop = dataclasses.replace(prepared.recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
-        loop = resolve(loop, objective, prepared.max_length, prepared.lr)
-        size = sum(p.numel() for p in objective.model.parameters()) * 4
-        files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")
+        loop = _begin(recipe, prepared, of_sides, home)
         files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
     final = dataclasses.replace(prepared.recipe, loop=loop)
     files.write_text(home / "recipe.toml", schema.to_toml(final))
@@ -198,7 +197,10 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
 
     scorer = Scorer(prepared, task, home)
     before = weights(objective.model) if prepared.old else {}
-    outcome = train(objective, loop, scorer, home, draw, followed(listener, recipe.loop.track, home))
+    watch = Watch(objective, str(loop.precision), listener.note) if profile else Blind()
+    speak = followed(listener, recipe.loop.track, home)
+    outcome = train(objective, loop, watch.apart(scorer), home, watch.apart(draw), speak)
+    watch.end()
     draw()
     listener.note(f"training ended: {outcome.why}")
     scores = scores_of(home, scorer, outcome.best_step, loop.measure or "")
@@ -225,6 +227,17 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, listener: Any) -> Fi
     files.write_text(home / "README.md", card.markdown(about))
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
     return _publish(home, out)
+
+
+def _begin(recipe: Any, prepared: Any, of_sides: Sequence[str], home: Path) -> recipes.Loop:
+    """The resolved loop of a run that is started; raises UserError where the disk has no room for it."""
+    from embedtune.fit.derive import resolve
+
+    objective = prepared.objective
+    loop = dataclasses.replace(prepared.recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
+    size = sum(p.numel() for p in objective.model.parameters()) * 4
+    files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")
+    return resolve(loop, objective, prepared.max_length, prepared.lr)
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:

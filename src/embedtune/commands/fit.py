@@ -23,6 +23,8 @@ class Place:
     discard: bool = False
     # Replace a finished folder of that name, once the new one is complete.
     force: bool = False
+    # Say where the time goes: some of the training's steps are watched.
+    profile: bool = False
     # Print the result as JSON.
     json: bool = False
 
@@ -49,7 +51,7 @@ def fit(command: Any, talk: Talk) -> Output:
         rows = [[value, f"{score:.4f}"] for value, score in tried.found.items()]
         lines += [*table([f"tried: {tried.name}", measure], rows), ""]
     finished = finetune(recipe, place.out, resume=place.resume, discard=place.discard, force=place.force,
-                        listener=talk.listener())  # fmt: skip
+                        profile=place.profile, listener=talk.listener())  # fmt: skip
     lines += [
         *table(*card.score_table(finished.scores)),
         *card.averaging(finished.scores),
