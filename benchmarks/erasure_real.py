@@ -6,7 +6,7 @@
 
 length: fitted on lines of general_900k and SciFact abstracts, certified on other lines and abstracts.
 source: film reviews or medical sentences. role: question or answer, parted by what the question is about.
-Each is judged on SciFact dev and STS-B test. What is finished in --work is kept, so a run that was stopped goes on.
+Each is judged on all claims of SciFact and STS-B test. What is finished in --work is kept, so a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from embedtune.refine.erase import Erasure, Texts, erase
 from embedtune.refine.told import erase_told
 
 BASE = "all-MiniLM-L6-v2"
-BLOCK = 1000  # lines that stay on one side: neighbours are of one book
+BLOCK = 100  # lines that stay on one side: neighbours tell of one thing
 MARGIN = -0.005  # what a task may lose
 Row = dict[str, Any]
 
@@ -48,11 +48,14 @@ def lines(name: str) -> Iterator[str]:
 
 
 def sides(texts: Iterable[str], fit: int, fresh: int) -> tuple[list[str], list[str]]:
-    """The first texts of each side, in turn a block for the one and a block for the other; none stands twice."""
+    """The first texts of each side, a block for the one or for the other in their proportion; none stands twice.
+
+    Both sides are spread over the same books and topics: a file has an order.
+    """
     wanted, found, seen = (fit, fresh), ([], []), set()
-    block = min(BLOCK, max(1, fresh // 4))
+    block, every = min(BLOCK, max(1, fresh // 4)), (fit + fresh) // fresh
     for number, text in enumerate(texts):
-        side = number // block % 2
+        side = int(number // block % every == every // 2)
         if len(found[side]) < wanted[side] and text not in seen:
             found[side].append(text)
             seen.add(text)
@@ -65,10 +68,9 @@ def length_rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     fit, fresh = sides(lines("general_900k/data.txt.zst"), args.fit, args.fresh)
     corpus = list(read_beir(DATA / "scifact", "dev").corpus.values())
     # Abstracts in both, in one proportion: rows of another kind have another relation of length and vector.
-    for side in (fit, fresh):
-        share = len(corpus) * len(side) // (args.fit + args.fresh)
-        side += corpus[:share]
-        del corpus[:share]
+    every = (args.fit + args.fresh) // args.fresh
+    fresh += corpus[::every]
+    fit += [text for number, text in enumerate(corpus) if number % every]
     return [{"text": text} for text in fit], [{"text": text} for text in fresh]
 
 
@@ -102,8 +104,9 @@ CLAIMS = {
 
 
 def tasks(args: argparse.Namespace) -> Judged:
-    """SciFact dev and STS-B test, or the beginnings of them."""
-    data = read_beir(DATA / "scifact", "dev")
+    """All SciFact claims (nothing here learns from any) and STS-B test, or the beginnings of them."""
+    data, more = (read_beir(DATA / "scifact", part) for part in ("dev", "train"))
+    data = RetrievalSet("SciFact", data.queries | more.queries, data.corpus, data.qrels | more.qrels)
     if args.queries:
         queries = dict(itertools.islice(data.queries.items(), args.queries))
         qrels = {key: data.qrels[key] for key in queries}

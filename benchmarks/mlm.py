@@ -7,7 +7,6 @@ noise hits all alike. Timed are training steps only (with their collation), from
 the last; counted are tokens that are not padding.
 
     PYTHONPATH=src python benchmarks/mlm.py             # everything: hours on two quiet cores, most for the fp32 peer
-    PYTHONPATH=src python benchmarks/mlm.py --profile   # where our own steps spend their time
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -294,73 +293,6 @@ def spread(order: list[int], steps: int, seed: int) -> list[int]:
 
 # ---------------------------------------------------------------- where our time goes
 
-# The first group whose word occurs in the name of an operation, or of one around it, gets its time.
-GROUPS = {
-    "optimizer and clip": ("optimizer:",),
-    "attention": ("BlockAttention", "scaled_dot_product", "_flash_attention"),
-    "cross-entropy": ("CrossEntropy", "cross_entropy", "log_softmax"),
-    "embedding and gradient zero fill": ("embedding", "Embedding"),
-    "gelu": ("gelu", "Gelu"),
-    "layer norm": ("layer_norm", "LayerNorm"),
-    # Keyed dropout is a multiplication with a gathered mask, and its backward the only MulBackward of a BERT.
-    "dropout": ("dropout", "Dropout", "MulBackward"),
-}
-# Then by the operation's own name.
-OWN = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::", "aten::mkldnn", "onednn"),
-    "casts and copies outside attention": ("aten::copy_", "aten::_to_copy", "aten::to", "aten::clone", "aten::cat"),
-    "embedding and gradient zero fill": ("aten::zero_", "aten::fill_", "aten::zeros", "aten::new_zeros"),
-}
-
-
-def group_of(event: Any) -> str:
-    """The group a profiler event's own time belongs to."""
-    names, at = [], event
-    while at is not None:
-        names.append(at.name)
-        at = at.cpu_parent
-    for group, words in GROUPS.items():
-        if any(word in name for word in words for name in names):
-            return group
-    # cat would also match cat_..., to also topk: own names are compared whole, libraries' by their prefix.
-    for group, words in OWN.items():
-        if any(event.name == word or (word.endswith(("::", "dnn")) and word in event.name) for word in words):
-            return group
-    return "other operations"
-
-
-def profile(work: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Shares of the wall time of a few of our steps, after three that are not looked at."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as profiler
-
-    def named(name: str, function: Callable) -> Callable:
-        def inner(*positional: Any, **keywords: Any) -> Any:
-            with record_function(name):
-                return function(*positional, **keywords)
-
-        return inner
-
-    ready, run = ours(work, args)
-    from embedtune.fit.dropout import KeyedDropout
-
-    KeyedDropout.forward = named("dropout:", KeyedDropout.forward)
-    for name in ("clip", "step", "clear"):
-        setattr(run.optimizer, name, named(f"optimizer:{name}", getattr(run.optimizer, name)))
-    for _ in range(UNTIMED):
-        run._step()
-    with profiler(activities=[ProfilerActivity.CPU]) as seen:
-        start, tokens = time.perf_counter(), run.state.tokens
-        for _ in range(max(1, args.steps - UNTIMED)):
-            run._step()
-        wall, tokens = time.perf_counter() - start, run.state.tokens - tokens
-    shares: dict[str, float] = dict.fromkeys([*OWN, *GROUPS, "other operations"], 0.0)
-    for event in seen.events():
-        shares[group_of(event)] += event.self_cpu_time_total / 1e6 / wall
-    shares["outside operations (Python, masking, collation)"] = 1 - sum(shares.values())
-    return {"tokens_per_second": tokens / wall, **shares}
-
-
 # ---------------------------------------------------------------- the parent
 
 
@@ -369,7 +301,7 @@ def child(name: str, work: Path, args: argparse.Namespace, steps: int, seed: int
     words = [sys.executable, str(SOURCE), "--one", name, "--work", str(work), "--steps", steps, "--seed", seed]
     words += ["--dev-rows", args.dev_rows, "--quality-steps", args.quality_steps, *(["--score"] if score else [])]
     env = {"HF_HUB_OFFLINE": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    if name in ("embedtune", "profile"):
+    if name == "embedtune":
         # As our command line does it (cli.run); the peers keep the environment they find.
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -489,29 +421,15 @@ def compare(work: Path, args: argparse.Namespace) -> None:
         print("\n" + table(corpus, about, timing, quality, rates, args))
 
 
-def show_profile(work: Path, args: argparse.Namespace) -> None:
-    """Percentages of our own steps, per corpus."""
-    args.quality_steps = 0
-    print(hardware())
-    for corpus in args.corpora:
-        folder, _ = corpus_folder(work, corpus, args)
-        shares = child("profile", folder, args, args.steps)
-        print(f"\n{corpus}: {shares.pop('tokens_per_second'):,.0f} real tokens/s under the profiler\n")
-        print("| where our steps spend their time | share |\n|---|---|")
-        for name, share in sorted(shares.items(), key=lambda item: -item[1]):
-            print(f"| {name} | {share:.1%} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS)[:3])
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--repeats", type=int, default=5, help="timing runs per system")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps per run, or profiled steps")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per run")
     parser.add_argument("--quality-steps", type=int, default=300, help="steps of the run for the loss; 0: none")
     parser.add_argument("--lines", type=int, default=20_000, help="lines taken of each corpus")
     parser.add_argument("--dev-rows", type=int, default=2000)
-    parser.add_argument("--profile", action="store_true", help="where our own steps spend their time")
     parser.add_argument("--work", type=Path, help="where to put models and rows while it runs (default: /tmp)")
     parser.add_argument("--one", help="run one measurement in this process and print it as JSON; --work is its corpus")
     parser.add_argument("--seed", type=int, default=0, help="with --one: of the data order")
@@ -520,13 +438,13 @@ def main() -> None:
     if args.steps < 1 or 0 < args.quality_steps <= UNTIMED:
         parser.error(f"--steps must be at least 1, --quality-steps 0 or more than {UNTIMED} (those are not timed)")
     if args.one:
-        actions = {"prepare": prepare, "embedtune": embedtune, "profile": profile}
+        actions = {"prepare": prepare, "embedtune": embedtune}
         print("\n" + json.dumps(actions.get(args.one, trainer)(args.work, args)))
         return
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work) as work:
-        (show_profile if args.profile else compare)(Path(work), args)
+        compare(Path(work), args)
 
 
 if __name__ == "__main__":

@@ -229,6 +229,7 @@ def _encode(backend: Any, texts: list[str]) -> list[np.ndarray]:
             owners.append(number)
             parts.append(piece)
     found: list[list[np.ndarray]] = [[] for _ in texts]
-    for owner, encoding in zip(owners, backend.encode_batch(parts, add_special_tokens=False), strict=True):
+    # The fast form leaves out where in the text each token stands, a seventh of the time.
+    for owner, encoding in zip(owners, backend.encode_batch_fast(parts, add_special_tokens=False), strict=True):
         found[owner].append(np.array(encoding.ids, np.int64))
     return [np.concatenate(arrays) for arrays in found]
