@@ -1,4 +1,4 @@
-"""A disk that is really full: a small tmpfs that another file fills while a run is under way. Needs the right to mount."""
+"""A disk that is really full: a small tmpfs that another file fills while a run is under way. It has to be mounted."""
 
 import os
 import random
