@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- no-run: (?P<reason>[^\n]+) -->\n)?```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.S | re.M)
 RUN = ("bash", "python", "toml")
 OTHER_FLAGS = {"--help", "--version", "--try"}  # of the command tree itself; --try is --trials
+OTHER_FLAGS |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # of torchrun
 
 
 def blocks(page: Path) -> list[re.Match]:
@@ -138,7 +139,7 @@ def test_the_file_tree_of_the_readme_is_the_real_one():
     named = re.findall(r"── (\w+)(?:\.py|/)", inside)
     source = ROOT / "src" / "embedtune"
     real = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
-    assert set(named) == real - {"__init__"}
+    assert set(named) == real - {"__init__", "__main__"}
     outside = re.findall(r"── ([\w./]+?)/? ", tree.split("src/embedtune/\n")[0])
     assert outside and all((ROOT / path).exists() for path in outside if path != "src/embedtune")
 

@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 from embedtune import __version__, files
 from embedtune.commands import augment, bias, data, embed, export, fit, judge, predict, refine, search, serve, whole
 from embedtune.commands.shape import Command
-from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, UserError, did_you_mean
+from embedtune.errors import EXIT_BUG, EXIT_FINE, EXIT_USER, Interrupted, Parted, UserError, did_you_mean
+from embedtune.fit import ranks
 
 # What the system refuses because of a name or a place, as against a bug of ours.
 REFUSALS = (*files.REFUSALS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EMFILE)
@@ -63,16 +64,20 @@ def run(argv: list[str]) -> int:
             # File names and texts may hold what the terminal's encoding does not.
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(argv)
+        with _silent() if ranks.launched()[0] else nullcontext():
+            return _dispatch(argv)
     except UserError as error:
-        print(error, file=sys.stderr)
+        _say(error)
         return EXIT_USER
     except Interrupted as error:
-        print(error, file=sys.stderr)
+        _say(error)
         return error.code
     except KeyboardInterrupt:
-        print("stopped by signal 2", file=sys.stderr)
+        _say("stopped by signal 2")
         return 130
+    except Parted as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER
     except BrokenPipeError:
         # The reader of our output went away; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,6 +92,19 @@ def run(argv: list[str]) -> int:
         return error.code if isinstance(error.code, int) else EXIT_USER
     except Exception:  # noqa: BLE001 - the last resort: a bug of ours, shown whole
         return _bug()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Of several processes the first one speaks for all."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _say(message: object) -> None:
+    """What all processes of a run have to say is said once."""
+    if ranks.launched()[0] == 0:
+        print(message, file=sys.stderr)
 
 
 def _bug() -> int:
@@ -124,6 +142,16 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _run(words: str, argv: list[str]) -> int:
+    count = ranks.launched()[1]
+    if count > 1 and not words.startswith("fit "):
+        raise UserError(
+            f"runs in one process, not in {count}", where=f"embedtune {words}", fix="call it without torchrun"
+        )
+    with ranks.started():
+        return _together(words, argv)
+
+
+def _together(words: str, argv: list[str]) -> int:
     command = COMMANDS[words]
     default = None
     if command.defaults:

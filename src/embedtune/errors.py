@@ -11,11 +11,14 @@ EXIT_FINE, EXIT_BUG, EXIT_USER, EXIT_REGRESSION = 0, 1, 2, 3
 class UserError(Exception):
     """Something the user can mend: what is wrong, where, and how to fix it.
 
-    Printed as ``where: what``, then one indented line per detail, then ``fix: ...``; never with a traceback.
+    Printed as ``where: what``, then one indented line per detail, then ``fix: ...``; never with a traceback. `shared`:
+    every process of a run has it already (fit/ranks.py).
     """
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", details: Sequence[str] = ()) -> None:
-        self.what, self.where, self.fix, self.details = what, where, fix, tuple(details)
+    def __init__(
+        self, what: str, *, where: str = "", fix: str = "", details: Sequence[str] = (), shared: bool = False
+    ) -> None:
+        self.what, self.where, self.fix, self.details, self.shared = what, where, fix, tuple(details), shared
         super().__init__(str(self))
 
     def __str__(self) -> str:
@@ -39,6 +42,10 @@ class Interrupted(Exception):
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+class Parted(Exception):
+    """This process and the others of its run cannot go on as one: another has ended, or this one has to."""
 
 
 def short_list(items: Sequence[object], most: int = 3) -> str:

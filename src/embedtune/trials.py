@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from embedtune import files, schema, tune
 from embedtune.errors import UserError, did_you_mean
+from embedtune.fit import ranks
 from embedtune.fit.engine import better
 
 TRIAL_EPOCHS = 1.0
@@ -65,17 +67,17 @@ def try_out(recipe: Any, text: str, out: Path, listener: Any) -> Tried:
     """
     name, values = parse(recipe, text)
     home = out.with_name(out.name + ".trials")
-    files.make_folder(home)
+    ranks.first(lambda: files.make_folder(home))
     found: dict[str, float] = {}
     measure = ""
     for number, (value, changed) in enumerate(values):
         folder = home / str(number)
-        if not folder.is_dir():
+        if not ranks.first(folder.is_dir):
             listener.note(f"trying {name} = {value}")
             loop = dataclasses.replace(changed.loop, epochs=min(changed.loop.epochs or TRIAL_EPOCHS, TRIAL_EPOCHS))
             tune.finetune(dataclasses.replace(changed, loop=loop), folder, listener=listener,
                           resume=tune.running(folder).is_dir())  # fmt: skip
-        scores = files.read_json(folder / "scores.json")
+        scores = ranks.first(partial(files.read_json, folder / "scores.json"))
         measure = scores["measure"]
         found[value] = scores["tuned"][measure]
         listener.note(f"{name} = {value}: {measure.replace('_', ' ')} {found[value]:.4f}")
@@ -83,5 +85,5 @@ def try_out(recipe: Any, text: str, out: Path, listener: Any) -> Tried:
     for value, changed in values[1:]:
         if better(measure, found[value], found[best]):
             best, chosen = value, changed
-    shutil.rmtree(home, ignore_errors=True)
+    ranks.first(lambda: shutil.rmtree(home, ignore_errors=True))
     return Tried(chosen, name, measure, found)

@@ -7,11 +7,12 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from embedtune import files, limits, recipes, schema
-from embedtune.errors import Interrupted, UserError, did_you_mean
+from embedtune.errors import Interrupted, Parted, UserError, did_you_mean
 from embedtune.judge import card
 
 CHECKPOINTS, DATA, BASE = "checkpoints", "data", "base"
@@ -58,30 +59,50 @@ def finetune(
     run that was stopped or killed there, `discard` removes it, `force` replaces a finished `out`, `profile` tells the
     listener where the time of some steps went. Raises UserError for a user's mistake (nothing is written then),
     Interrupted after SIGINT or SIGTERM with its checkpoint written.
+    Under torchrun all processes call this with the same arguments; the first one writes (docs/scale.md). Where one of
+    them ends, the others raise Parted.
     """
+    from embedtune.fit import ranks
     from embedtune.fit.engine import Listener
 
-    listener = listener or Listener()
     out = Path(out)
     if not out.name:
         raise UserError("is no name for an output folder", where=repr(str(out)), fix="--out finetuned-bert")
+    with ranks.started():
+        if listener is None or ranks.world()[0]:
+            listener = Listener()
+        if ranks.first(lambda: resume and not discard and _complete(running(out))):
+            listener.note("the run was complete; only its last rename was missing")
+            ranks.first(lambda: _publish(running(out), out))
+        else:
+            _check_recipe(recipe, out)
+            existed = ranks.first(lambda: _take(out, resume, discard, force))
+            _run(recipe, out, resume, existed, profile, listener)
+    return Finished(out, files.read_json(out / "scores.json"))
+
+
+def _take(out: Path, resume: bool, discard: bool, force: bool) -> bool:
+    """Make the place where the run lives; whether it was there before."""
     home = running(out)
-    if resume and not discard and _complete(home):
-        listener.note("the run was complete; only its last rename was missing")
-        return _publish(home, out)
-    _check_recipe(recipe, out)
     check_places(out, home, resume, discard, force)
     existed = home.exists()
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot be made: {error.strerror}", where=str(home), fix="choose another --out") from error
+    return existed
+
+
+def _run(recipe: Any, out: Path, resume: bool, existed: bool, profile: bool, listener: Any) -> None:
+    """Train; a mistake found before anything was learned leaves nothing behind."""
+    from embedtune.fit import ranks
+
+    home, first = running(out), ranks.world()[0] == 0
     try:
-        with files.disk_errors(home), files.locked(home):
-            return _tune(recipe, home, out, resume, profile, listener)
-    except (UserError, Interrupted, KeyboardInterrupt):
-        # A mistake found before anything was learned leaves nothing behind.
-        if not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
+        with files.disk_errors(home), files.locked(home) if first else nullcontext():
+            _tune(recipe, home, out, resume, profile and first, listener)
+    except (UserError, Interrupted, KeyboardInterrupt, Parted):
+        if first and not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):
             shutil.rmtree(home, ignore_errors=True)
         raise
 
@@ -126,7 +147,7 @@ def _complete(home: Path) -> bool:
     return (home / "run.json").is_file() and bool(files.read_json(home / "run.json").get("finished"))
 
 
-def _publish(home: Path, out: Path) -> Finished:
+def _publish(home: Path, out: Path) -> None:
     """Drop what only the run needed, and give the folder its final name."""
     torn = [path.name for path in home.glob(".tmp*")]  # what safetensors was writing when it was killed
     for name in (CHECKPOINTS, DATA, BASE, "start.json", files.LOCK, *torn):
@@ -138,7 +159,6 @@ def _publish(home: Path, out: Path) -> Finished:
     for path in home.glob(f"*{files.TEMPORARY}"):  # of a write that a kill cut short and nothing repeated
         path.unlink()
     files.move_directory(home, out)
-    return Finished(out, files.read_json(out / "scores.json"))
 
 
 def prepare(recipe: Any, home: Path, note: Any) -> Any:
@@ -169,24 +189,21 @@ def prepare(recipe: Any, home: Path, note: Any) -> Any:
             return (prepare_classify if task == "classify" else prepare_regress)(recipe, home, note)
 
 
-def _tune(recipe: Any, home: Path, out: Path, resume: bool, profile: bool, listener: Any) -> Finished:
-    from embedtune import finish, plots
+def _tune(recipe: Any, home: Path, out: Path, resume: bool, profile: bool, listener: Any) -> None:
+    from embedtune import plots
+    from embedtune.fit import ranks
     from embedtune.fit.engine import read_log, train
-    from embedtune.fit.merge import set_average, weights
+    from embedtune.fit.merge import weights
     from embedtune.fit.profiled import Blind, Watch
-    from embedtune.scoring import Scorer, draw_answers, draw_scores, scores_of, side_measures
+    from embedtune.scoring import Scorer, draw_scores
     from embedtune.track import followed
 
     task = recipes.task_of(recipe)
-    prepared = prepare(recipe, home, listener.note)
+    prepared = ranks.together(lambda: prepare(recipe, home, listener.note))
+    _check_same(prepared.identity, ranks.first(lambda: prepared.identity))
     objective = prepared.objective
-    start = {"recipe": schema.to_toml(recipe), **prepared.identity}
-    loop, of_sides = _agree(home, start, resume), side_measures(prepared, task)
-    if loop is None:
-        loop = _begin(recipe, prepared, of_sides, home)
-        files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
+    loop = recipes.Loop(**ranks.first(lambda: dataclasses.asdict(_start(recipe, prepared, home, resume))))
     final = dataclasses.replace(prepared.recipe, loop=loop)
-    files.write_text(home / "recipe.toml", schema.to_toml(final))
     for line in prepared.remarks:
         listener.note(line)
     title = f"{prepared.name} on {prepared.profile['name']}"
@@ -197,21 +214,73 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, profile: bool, liste
 
     scorer = Scorer(prepared, task, home)
     before = weights(objective.model) if prepared.old else {}
+    heard = listener if ranks.world()[0] else followed(listener, recipe.loop.track, home)
     watch = Watch(objective, str(loop.precision), listener.note) if profile else Blind()
-    speak = followed(listener, recipe.loop.track, home)
-    outcome = train(objective, loop, watch.apart(scorer), home, watch.apart(draw), speak)
+    outcome = train(objective, loop, watch.apart(scorer), home, watch.apart(draw), heard)
     watch.end()
-    draw()
-    listener.note(f"training ended: {outcome.why}")
-    scores = scores_of(home, scorer, outcome.best_step, loop.measure or "")
-    if getattr(recipe, "merge", "none") == "auto":
-        finish.average(scores, scorer, outcome.best_step, loop.measure or "", listener)
+
+    def write() -> None:
+        draw()
+        listener.note(f"training ended: {outcome.why}")
+        _write(Trained(final, title, scorer, outcome, before), home, out, listener)
+        _publish(home, out)
+
+    ranks.first(write)
+
+
+def _check_same(mine: Mapping[str, str], firsts: Mapping[str, str]) -> None:
+    """Processes that read other data, or run on other software, would not train one model."""
+    if differs := [f"{key}: {value}, not {firsts.get(key)}" for key, value in mine.items() if firsts.get(key) != value]:
+        what = "this process has not what the first one has"
+        raise UserError(what, details=differs, fix="give all machines the same files and packages")
+
+
+def _start(recipe: Any, prepared: Any, home: Path, resume: bool) -> recipes.Loop:
+    """The loop with all that is derived: that of the run which is resumed, else a new one, which is written down."""
+    from embedtune.fit.derive import resolve
+    from embedtune.scoring import side_measures
+
+    start = {"recipe": schema.to_toml(recipe), **prepared.identity}
+    loop, of_sides = _agree(home, start, resume), side_measures(prepared, recipes.task_of(recipe))
+    if loop is None:
+        loop = dataclasses.replace(prepared.recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
+        loop = resolve(loop, prepared.objective, prepared.max_length, prepared.lr)
+        size = sum(p.numel() for p in prepared.objective.model.parameters()) * 4
+        files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")
+        files.write_json(home / "start.json", {**start, "loop": dataclasses.asdict(loop)})
+    files.write_text(home / "recipe.toml", schema.to_toml(dataclasses.replace(prepared.recipe, loop=loop)))
+    return loop
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A training that has ended, and what is needed to tell of it; `before` are the weights of the run before."""
+
+    recipe: Any  # with every field resolved
+    title: str
+    scorer: Any
+    outcome: Any
+    before: Mapping[str, Any]
+
+
+def _write(trained: Trained, home: Path, out: Path, listener: Any) -> None:
+    """Scores, model, pictures and account of a training that has ended, into `home`."""
+    from embedtune import finish
+    from embedtune.fit.merge import set_average
+    from embedtune.scoring import draw_answers, scores_of
+
+    final, scorer, outcome, title = trained.recipe, trained.scorer, trained.outcome, trained.title
+    prepared, measure = scorer.prepared, final.loop.measure or ""
+    scores = scores_of(home, scorer, outcome.best_step, measure)
+    if getattr(final, "merge", "none") == "auto":
+        finish.average(scores, scorer, outcome.best_step, measure, listener)
     if scores.get("sides") and scores["word"] == "REGRESSION":
-        set_average(objective.model, before, before, 0.0)  # what got worse is not handed out
+        # What got worse is not handed out.
+        set_average(prepared.objective.model, trained.before, trained.before, 0.0)
         scores |= {"refused": scores["tuned"], "tuned": scores["baseline"]}
-    erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(recipe) else None
+    erased = finish.without_length(scores, scorer, out) if recipes.length_penalty(final) else None
     scores["verdict"] = card.verdict(scores)
-    objective.save(home)
+    prepared.objective.save(home)
     if erased:
         erased(home)
     draw_answers(scorer, 0 if "refused" in scores else outcome.best_step, home, title)
@@ -223,21 +292,10 @@ def _tune(recipe: Any, home: Path, out: Path, resume: bool, profile: bool, liste
         *card.averaging(scores),
         *scores.get("erasure", []),
     ]
-    about = card.About(task, title, str(final.model), scores, prepared.profile, facts, schema.to_toml(final))
+    toml = schema.to_toml(final)
+    about = card.About(scorer.task, title, str(final.model), scores, prepared.profile, facts, toml)
     files.write_text(home / "README.md", card.markdown(about))
     files.write_json(home / "run.json", _account(prepared, outcome, facts))
-    return _publish(home, out)
-
-
-def _begin(recipe: Any, prepared: Any, of_sides: Sequence[str], home: Path) -> recipes.Loop:
-    """The resolved loop of a run that is started; raises UserError where the disk has no room for it."""
-    from embedtune.fit.derive import resolve
-
-    objective = prepared.objective
-    loop = dataclasses.replace(prepared.recipe.loop, measure=_measure(recipe.loop.measure, prepared, of_sides))
-    size = sum(p.numel() for p in objective.model.parameters()) * 4
-    files.need_space(home, 3 * 3 * size + 3 * size, "three checkpoints and the model")
-    return resolve(loop, objective, prepared.max_length, prepared.lr)
 
 
 def _account(prepared: Any, outcome: Any, facts: list[str]) -> dict[str, Any]:

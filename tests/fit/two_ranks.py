@@ -33,10 +33,11 @@ def main(model: str, folder: str, rank: int, world: int) -> None:
     loss = MaskedRanking(Ranking(scale=20.0, similarity="cosine", symmetric=True), table, None)
     objective = EmbeddingObjective(opened.model, tokens, table, loss, lambda step: (0, np.arange(9)), noise, [])
     result = objective.step(0, 0, np.arange(9), 40)
-    ranks.sum_gradients(p for p in opened.model.parameters() if p.requires_grad)
+    parameters = [p for p in opened.model.parameters() if p.requires_grad]
+    found_loss, _ = ranks.mean_gradients(parameters, result.weight, result.loss, result.tokens)
     found = {name: p.grad.numpy() for name, p in opened.model.named_parameters() if p.grad is not None}
     kept = {name: grad for name, grad in found.items() if np.abs(grad).max() > 0}
-    np.savez(Path(folder) / f"{world}-{rank}.npz", loss=np.array(result.loss), **kept)
+    np.savez(Path(folder) / f"{world}-{rank}.npz", loss=np.array(found_loss), **kept)
     if world > 1:
         dist.destroy_process_group()
 

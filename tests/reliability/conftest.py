@@ -74,22 +74,26 @@ class Zygote:
 
     def run(self, argv, cwd, fault=None, plot=False, strike=None) -> Ended:
         """Run one command to its end. `strike(pid, gone)` is called in a thread while the child runs."""
+        return self.run_in(1, argv, cwd, fault, plot, strike and (lambda pids, gone: strike(pids[0], gone)))[0]
+
+    def run_in(self, count, argv, cwd, fault=None, plot=False, strike=None) -> list[Ended]:
+        """Run one command in so many processes, as torchrun does, to the end of all."""
         self.calls += 1
-        log = Path(cwd) / f"said-{self.calls}.log"
-        request = {"argv": argv, "cwd": str(cwd), "log": str(log), "fault": fault, "plot": plot}
+        logs = [Path(cwd) / f"said-{self.calls}{f'-{rank}' if rank else ''}.log" for rank in range(count)]
+        request = {"argv": argv, "cwd": str(cwd), "logs": list(map(str, logs)), "fault": fault, "plot": plot}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        pid, start = self._hear()["pid"], time.monotonic()
+        pids, start = self._hear()["pids"], time.monotonic()
         gone = threading.Event()
         if strike is not None:
-            thread = threading.Thread(target=strike, args=(pid, gone))
+            thread = threading.Thread(target=strike, args=(pids, gone))
             thread.start()
-        status = self._hear()["status"]
+        statuses = self._hear()["statuses"]
         gone.set()
         if strike is not None:
             thread.join()
-        said = log.read_text() if log.exists() else ""  # none where it was killed before it began
-        return Ended(status, said, time.monotonic() - start)
+        said = [log.read_text() if log.exists() else "" for log in logs]  # none where it was killed before it began
+        return [Ended(status, words, time.monotonic() - start) for status, words in zip(statuses, said)]
 
 
 @pytest.fixture(scope="session")

@@ -149,6 +149,8 @@ def witness() -> None:
 
     def trained(objective, loop, score, home, *more):
         outcome = train(objective, loop, score, home, *more)
+        if os.environ.get("RANK", "0") != "0":  # the first process may have tidied up already
+            return outcome
         newest = sorted((home / "checkpoints").glob("step-*"))[-1]
         note(home, step=outcome.state.step, state=files.sha256(newest / "state.safetensors"))
         return outcome
@@ -156,11 +158,39 @@ def witness() -> None:
     engine.Run._forward_backward, engine.train = learned, trained
 
 
+def in_a_step(kind: str, wanted: int, at: list) -> None:
+    """In one step, memory runs out at these of its backward passes, or a gradient becomes NaN."""
+    import torch
+
+    import embedtune.fit.engine as engine
+
+    learn, backward, now = engine.Run._forward_backward, torch.Tensor.backward, {"step": None, "passes": 0}
+
+    def learned(self, epoch, rows):
+        now["step"] = self.state.step
+        found = learn(self, epoch, rows)
+        now["step"] = None
+        if kind == "nan" and self.state.step == wanted:
+            next(p for p in self.optimizer.masters.values() if p.grad is not None).grad.view(-1)[0] = torch.nan
+        return found
+
+    def struck(self, *args, **more):
+        if kind == "memory" and now["step"] == wanted:
+            now["passes"] += 1
+            if at is None or now["passes"] in at:
+                raise MemoryError
+        return backward(self, *args, **more)
+
+    engine.Run._forward_backward, torch.Tensor.backward = learned, struck
+
+
 def install(fault: dict | None, plot: bool) -> None:
     """fault: {"kind": "kill" | "enospc" | "enospc-on" | "eio" | "count", "at": k, "watch": WHEN}, and maybe "place".
 
     WHEN is "start", "save:STEP" or "finish": from then on calls count.
     "place" is a part of the paths whose calls count, by default ".running"; "from" a call that is the first to count.
+    Or {"kind": "memory" | "nan", "step": n, "at": [k, ...] or none for all}; or {"kind": "elsewhere", "to": DIR}: it
+    runs in another folder. "rank" is the one process that meets it.
     """
     if not plot:  # drawing is most of a tiny run's time; the picture has tests of its own
         embedtune.plots.loss_curve = lambda records, stem, title, unit: files.write_bytes(
@@ -169,7 +199,13 @@ def install(fault: dict | None, plot: bool) -> None:
         embedtune.plots_labels.save_figure = lambda figure, stem: None
         embedtune.judge.drift.TEXTS = 40  # and reading so many docstrings is a third of a tiny story's
     witness()
-    if not fault:
+    if not fault or os.environ.get("RANK", "0") != str(fault.pop("rank", os.environ.get("RANK", "0"))):
+        return
+    if fault["kind"] in ("memory", "nan"):
+        in_a_step(fault["kind"], fault["step"], fault.get("at"))
+        return
+    if fault["kind"] == "elsewhere":
+        os.chdir(fault["to"])
         return
     STATE.update(fault)
     builtins.open = counted_open

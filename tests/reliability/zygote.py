@@ -1,13 +1,15 @@
 """A warm parent: it has imported everything and run nothing, and forks one child for every command it is given.
 
-Reads one JSON request a line from stdin: {"argv": [...], "cwd": DIR, "log": FILE, "fault": [...]}. The child runs
-`embedtune.cli.run(argv)` on one thread and writes stdout and stderr to `log`. Answers {"pid": n} at once, then, when
-the child is gone, {"status": n}: the exit code, or minus the signal. A request {"kill": n, "pid": p} sends a signal.
+Reads one JSON request a line from stdin: {"argv": [...], "cwd": DIR, "logs": [FILE, ...], "fault": {...}}. A child for
+each log runs `embedtune.cli.run(argv)` on one thread and writes stdout and stderr there; of several, each finds in its
+environment what torchrun would put there. Answers {"pids": [n, ...]} at once, then, when all are gone,
+{"statuses": [n, ...]}: the exit codes, or minus the signals.
 """
 
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -47,12 +49,21 @@ import embedtune.scoring  # noqa: E402, F401
 import embedtune.tune  # noqa: E402
 
 
-def child(request: dict) -> None:
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def child(request: dict, rank: int, port: int) -> None:
     """Never returns."""
-    code = 1
+    code, count = 1, len(request["logs"])
     try:
         os.chdir(request["cwd"])
-        log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        if count > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ |= {name: str(value) for name, value in place.items()}
+        log = os.open(request["logs"][rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -81,12 +92,13 @@ def main() -> None:
     say({"ready": True}, lock)
     for line in sys.stdin:
         request = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            child(request)
-        say({"pid": pid}, lock)
-        _, status = os.waitpid(pid, 0)
-        say({"status": os.waitstatus_to_exitcode(status)}, lock)
+        pids, port = [], free_port()
+        for rank in range(len(request["logs"])):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                child(request, rank, port)
+        say({"pids": pids}, lock)
+        say({"statuses": [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]}, lock)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,14 @@ class Trials:
 
 def fit(command: Any, talk: Talk) -> Output:
     """Train, and show base against tuned."""
+    from embedtune.fit import ranks
     from embedtune.judge import card
     from embedtune.trials import try_out
     from embedtune.tune import check_places, finetune, running
 
     place, recipe, lines, out = command.place, command.recipe, [], Path(command.place.out)
     if command.trials.trials and not place.resume:
-        check_places(out, running(out), False, place.discard, place.force)
+        ranks.first(lambda: check_places(out, running(out), False, place.discard, place.force))
         tried = try_out(recipe, command.trials.trials, out, talk.listener())
         recipe, measure = tried.recipe, card.label(tried.measure, recipes.task_of(recipe))
         rows = [[value, f"{score:.4f}"] for value, score in tried.found.items()]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from embedtune.encoder.device import fast_precision, free_bytes
+from embedtune.fit import ranks
 from embedtune.fit.engine import Objective, total_steps
 from embedtune.recipes import Loop
 
@@ -29,7 +30,8 @@ def resolve(loop: Loop, objective: Objective, max_length: int, lr: float) -> Loo
     device = next(objective.model.parameters()).device
     precision = loop.precision or fast_precision(device)
     total = total_steps(loop, objective.size, objective.head_steps)
-    budget = token_budget(objective.body, max_length, precision == "bf16", free_bytes(device))
+    free = free_bytes(device) // (ranks.neighbours() if device.type == "cpu" else 1)
+    budget = token_budget(objective.body, max_length, precision == "bf16", free)
     return dataclasses.replace(
         loop,
         lr=loop.lr or lr,

@@ -1,7 +1,8 @@
 """The loop: batch, step, clip, update, log, score, checkpoint, stop. Every objective runs through it.
 
 Nothing random has a state here: which rows a step takes is arithmetic (order.py), noise is keyed (dropout.py), so
-a run that was killed and resumed ends with the same bits as one that was not.
+a run that was killed and resumed ends with the same bits as one that was not. Several processes go through it side by
+side: what they decide is agreed on, and only the first one writes (ranks.py).
 """
 
 from __future__ import annotations
@@ -9,14 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,7 +21,7 @@ import torch
 
 from embedtune import files
 from embedtune.errors import Interrupted, UserError
-from embedtune.fit import checkpoint, order
+from embedtune.fit import checkpoint, order, ranks, signals
 from embedtune.fit.checkpoint import State
 from embedtune.fit.optimizer import BODY, HEAD, Optimizer
 from embedtune.fit.schedule import factor
@@ -38,10 +35,11 @@ FALLING = ("loss", "perplexity", "ECE", "MAE", "RMSE")  # measures of which less
 
 
 class Step(NamedTuple):
-    """What one step reports: the mean loss of its batch, and its real (not padded) tokens."""
+    """What a process reports of its share of a batch: the mean loss, the real (not padded) tokens, what it weighs."""
 
     loss: float
     tokens: int
+    weight: float = 1.0  # beside the shares of other processes
 
 
 class Objective(Protocol):
@@ -67,7 +65,10 @@ class Objective(Protocol):
         """(epoch, row numbers) of a step: a pure function, so that resuming needs no replay."""
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
-        """Leave the gradients of the mean loss of `rows` on the parameters, in micro-batches of `max_tokens`."""
+        """Leave the gradients of the mean loss of this process's share of `rows`, in micro-batches of `max_tokens`.
+
+        Out of memory it is called again with fewer tokens, on this process alone: what needs the others is done once.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the standard model folder."""
@@ -108,24 +109,25 @@ def train(
     """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
 
     `loop` must be resolved (derive.py): no None but max_steps, minutes, patience and checkpoint_steps. `score(step)`
-    gives the dev measures. Continues from the newest valid checkpoint under `home`. Raises Interrupted after a signal,
-    its checkpoint written.
+    gives the dev measures; only the first process is asked. Continues from the newest valid checkpoint under `home`.
+    Raises Interrupted after a signal, its checkpoint written.
     """
     total = total_steps(loop, objective.size, objective.head_steps)
+    ranks.same_weights(objective.model)
     compute = objective.body if loop.precision == "bf16" else None
     optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute, loop.layer_decay)
     run = Run(objective, loop, optimizer, score, home, draw, listener, total)
-    found = checkpoint.newest(run.checkpoints)
+    found = ranks.together(lambda: checkpoint.newest(run.checkpoints))
     if found is not None:
         run.continue_from(*found)
     else:
-        files.write_text(home / "log.jsonl", "")
-    with _signals() as stopped:
+        ranks.first(lambda: files.write_text(home / "log.jsonl", ""))
+    with signals.caught() as stopped:
         why = run.go(stopped)
     best = run.state.best_step
     if best is None:
         raise UserError(f"{loop.measure} was never a finite number, so no step can be called the best", where=str(home))
-    optimizer.load_weights(checkpoint.load_best(run.checkpoints, best))
+    optimizer.load_weights(ranks.together(lambda: checkpoint.load_best(run.checkpoints, best)))
     optimizer.release()
     return Outcome(run.state, total, why, best)
 
@@ -161,10 +163,13 @@ class Run:
             self.listener.note(remark)
         self.state = state
         self.optimizer.load(tensors)
-        kept = [json.dumps(r, allow_nan=False) for r in read_log(self.home) if r["step"] <= state.step]
-        files.write_text(self.home / "log.jsonl", "".join(line + "\n" for line in kept))
+        ranks.first(self._cut_log)
         self.logged_at = state.seconds
         self.listener.note(f"resumed at step {state.step:,} of {self.total:,}")
+
+    def _cut_log(self) -> None:
+        kept = [json.dumps(r, allow_nan=False) for r in read_log(self.home) if r["step"] <= self.state.step]
+        files.write_text(self.home / "log.jsonl", "".join(line + "\n" for line in kept))
 
     def go(self, stopped: list[int]) -> str:
         """Step until something says stop; returns what did."""
@@ -173,17 +178,16 @@ class Run:
             self._evaluate()
         while (why := self._why_stop()) is None:
             self._step()
+            stop, due = self._agree(stopped)
             if state.step % (loop.log_steps or 1) == 0:
                 self._log()
             if state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
                 self._evaluate()
-            if stopped or self.urgent or self._save_is_due():
+            if stop or due:
                 path = self._save()
-                if stopped:
-                    message = (
-                        f"stopped by signal {stopped[0]}; checkpoint {path}\n  continue: the same command, --resume"
-                    )
-                    raise Interrupted(message, 128 + stopped[0])
+                if stop:
+                    message = f"stopped by signal {stop}; checkpoint {path}\n  continue: the same command, --resume"
+                    raise Interrupted(message, 128 + stop)
         if state.loss_steps:
             self._log()
         if state.scored != state.step:
@@ -191,6 +195,21 @@ class Run:
         if self.saved != state:
             self._save()
         return why
+
+    def _agree(self, stopped: list[int]) -> tuple[int, bool]:
+        """The signal to stop after (or 0), and whether to save: what clocks, signals and memory say is made common.
+
+        The slowest clock counts, the smallest token budget, and a signal to any process.
+        """
+        state = self.state
+        mine = [state.seconds, -state.max_tokens, max(stopped, default=0), self.urgent or self._save_is_due()]
+        state.seconds, budget, stop, due = ranks.most(mine)
+        if state.max_tokens > -budget:
+            state.max_tokens = int(-budget)
+            self._event(
+                f"step {state.step - 1}: out of memory in another process, token budget cut to {state.max_tokens:,}"
+            )
+        return int(stop), bool(due)
 
     def _save_is_due(self) -> bool:
         """After so many steps where they are given, else by the clock: what a kill may cost is time, not steps."""
@@ -212,18 +231,21 @@ class Run:
         state, loop = self.state, self.loop
         epoch, rows = self.objective.rows(state.step, loop.batch or BATCH, loop.seed)
         result = self._forward_backward(epoch, rows)
+        loss, tokens = ranks.mean_gradients(
+            [*self.optimizer.masters.values()], result.weight, result.loss, result.tokens
+        )
         norm = self.optimizer.clip(loop.clip)
-        if math.isfinite(result.loss) and math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(self._rates(state.step))
             state.skipped = 0
-            state.loss_sum += result.loss
+            state.loss_sum += loss
             state.loss_steps += 1
         else:
-            self._skip(rows, result.loss, norm)
+            self._skip(rows, loss, norm)
         self.optimizer.clear()
         state.step += 1
-        state.tokens += result.tokens
-        state.log_tokens += result.tokens
+        state.tokens += int(tokens)
+        state.log_tokens += int(tokens)
         now = time.monotonic()
         state.seconds += now - self.clock
         self.clock = now
@@ -248,7 +270,7 @@ class Run:
                 if self.state.max_tokens <= 1:
                     what = "out of memory, though the batch is taken row by row"
                     fix = "a smaller --max-length, or a smaller model"
-                    raise UserError(what, where=f"step {self.state.step}", fix=fix) from error
+                    raise ranks.alone(UserError(what, where=f"step {self.state.step}", fix=fix)) from error
             self.optimizer.clear()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -264,7 +286,7 @@ class Run:
             f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out"
         )
         record = {"step": state.step + 1, "seconds": round(state.seconds, 3), "left_out": rows.tolist()}
-        files.append_line(self.home / "log.jsonl", json.dumps(record))
+        ranks.first(lambda: files.append_line(self.home / "log.jsonl", json.dumps(record)))
         if state.skipped >= MOST_SKIPPED:
             raise UserError(
                 f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
@@ -297,7 +319,8 @@ class Run:
     def _evaluate(self) -> None:
         state = self.state
         state.scored = state.step
-        measures = {k: v for k, v in self.score(state.step).items() if math.isfinite(v)}
+        scored = ranks.first(lambda: self.score(state.step))
+        measures = {k: v for k, v in scored.items() if math.isfinite(v)}
         self._write({"step": state.step, "seconds": round(state.seconds, 3), **measures})
         value = measures.get(self.measure)
         # While a fresh head is trained alone there is nothing yet that could be better or worse, unless it ends there.
@@ -306,26 +329,33 @@ class Run:
         if state.best is None or better(self.measure, value, state.best):
             state.best, state.best_step, state.stale = value, state.step, 0
             weights = {n: m.detach() for n, m in self.optimizer.masters.items()}
-            checkpoint.save_best(self.checkpoints, state.step, weights)
+            ranks.first(lambda: checkpoint.save_best(self.checkpoints, state.step, weights))
         else:
             state.stale += 1
         # Scoring is not training: neither --minutes nor the token rate counts it.
+        ranks.first(self._draw)
         self.clock = time.monotonic()
-        if self.clock - self.drawn > PLOT_SECONDS:
+
+    def _draw(self) -> None:
+        if time.monotonic() - self.drawn > PLOT_SECONDS:
             self.draw()
-            self.clock = self.drawn = time.monotonic()
+            self.drawn = time.monotonic()
 
     def _save(self) -> Path:
         start = time.monotonic()
-        files.flush(self.home / "log.jsonl")  # a checkpoint is never newer than its log, whatever the power does
-        path = checkpoint.save(self.checkpoints, self.state, self.optimizer.state())
+        path = Path(ranks.first(self._write_checkpoint))
         self.saved, self.urgent = dataclasses.replace(self.state), False
         self.clock = self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - start
         return path
 
+    def _write_checkpoint(self) -> str:
+        files.flush(self.home / "log.jsonl")  # a checkpoint is never newer than its log, whatever the power does
+        return str(checkpoint.save(self.checkpoints, self.state, self.optimizer.state()))
+
     def _write(self, record: dict[str, Any]) -> None:
-        files.append_line(self.home / "log.jsonl", json.dumps(record, allow_nan=False))
+        line = json.dumps(record, allow_nan=False)
+        ranks.first(lambda: files.append_line(self.home / "log.jsonl", line))
         self.listener.step(record, self.total)
 
 
@@ -349,29 +379,3 @@ def read_log(home: Path) -> list[dict[str, Any]]:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM adds its number to; a second signal acts as if this were not here."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
-
-    def restore() -> None:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        restore()
-
-    for kind in kinds:
-        signal.signal(kind, catch)
-    try:
-        yield caught
-    finally:
-        restore()

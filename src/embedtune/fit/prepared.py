@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import torch
 
 from embedtune.data.formats import BLANK
 from embedtune.data.read import Counts
+from embedtune.data.tokens import Tokens, open_tokens, uncut
 from embedtune.encoder.device import pick_device
+from embedtune.fit import ranks
 from embedtune.fit.past import weights_sha256
 
 
@@ -34,6 +38,24 @@ class Prepared:
     dev: Any = None  # what the objective is scored on, where it does not know that itself
     old: int | None = None  # of what is scored on, so many (the first) are of the run that this one goes on from
     texts: tuple[str, ...] = ()  # of objectives that learn vectors: each text, by its token row
+
+
+def tokenised(
+    tokenize: Callable[..., Tokens], rows: Iterable[Any], tokenizer: Any, max_length: int, folder: Path, **how: bool
+) -> Tokens:
+    """Token rows that the first process writes into `folder` by `tokenize` (data/tokens.py); the others map them.
+
+    They too read the rows, which are counted on the way.
+    """
+
+    def work() -> Tokens | None:
+        if ranks.world()[0] == 0:
+            return tokenize(rows, tokenizer, max_length, folder, **how)
+        deque(rows, maxlen=0)
+        return None
+
+    made = ranks.together(work)
+    return open_tokens(folder) if made is None else made
 
 
 def name_of(data: Any) -> str:
@@ -97,9 +119,11 @@ def identity(folder: Path, tokenizer: Any, counts: Counts, dev_counts: Counts | 
         "training data": counts.sha256,
         "dev data": dev_counts.sha256 if dev_counts else "held out",
         "model weights": weights_sha256(folder),
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        # Without its cutting and padding, which a call changes, and the first process alone may have called it.
+        "tokenizer": hashlib.sha256(uncut(tokenizer).to_str().encode()).hexdigest(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "processes": str(ranks.world()[1]),
         "threads": str(torch.get_num_threads()),
         "machine": platform.machine(),
         "device": str(pick_device()),

@@ -37,7 +37,7 @@ from embedtune.fit.objectives.labelled import (
     start_at_probe,
 )
 from embedtune.fit.past import Known, Sides
-from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile, tokenised
 from embedtune.recipes import Classify, Regress
 
 # Of the dev data, beside the loss (which is the log loss, or the mean squared gap).
@@ -260,7 +260,7 @@ def _ready(
     train, dev, remarks = labels.train, labels.dev, sides.remarks
     max_length = row_length(loaded, recipe.max_length)
     texts = ((row.text, row.pair) for row in (*train, *dev))
-    tokens = tokenize_texts(texts, loaded.tokenizer, max_length, home / "data" / "texts")
+    tokens = tokenised(tokenize_texts, texts, loaded.tokenizer, max_length, home / "data" / "texts")
     if tokens.chunked:
         remarks.append(f"{tokens.chunked:,} of {len(tokens):,} texts are longer than {max_length} tokens: cut to them")
     noise, rate = make_ready(loaded, recipe, remarks)

@@ -49,6 +49,7 @@ class EmbeddingObjective:
     head_steps: int = 0
     most_tokens: int | None = None
     longer: Tokens | None = None  # the same texts as the saved model reads them, where training reads less of each
+    _gathered: tuple[int, Tensor] | None = None  # of several processes: the step, and the vectors of all
 
     @property
     def size(self) -> int:
@@ -81,18 +82,12 @@ class EmbeddingObjective:
         if len(parts) > 1:
             # A second forward pass has to be paid anyway: micro-batches may as well be small, and memory with them.
             parts = self._parts(self.tokens, mine, max_tokens // CACHED_SHARE)
-        kept: Tensor | None = None
-        if len(parts) == 1:
-            kept = self._embed(self.tokens, parts[0], step)
-            vectors = kept.detach()
-        else:
-            with torch.no_grad():
-                vectors = torch.cat([self._embed(self.tokens, part, step) for part in parts[::-1]][::-1])
-        whole = ranks.gather(vectors, len(texts)).requires_grad_()
+        whole, kept = self._all_vectors(parts, step, len(texts))
+        whole = whole.detach().requires_grad_()
         loss = self.loss(whole, where, rows)
         loss.backward()
         assert whole.grad is not None
-        gradients = whole.grad[rank::count]
+        gradients = whole.grad[rank::count] * count  # for the mean over all processes, which is to be the sum
         if kept is not None:
             kept.backward(gradients)
         else:
@@ -100,7 +95,30 @@ class EmbeddingObjective:
             # The longest first: their arrays are the largest, and what is freed of them holds all later ones.
             for part, gradient in zip(parts[::-1], shares[::-1], strict=True):
                 self._embed(self.tokens, part, step).backward(gradient)
-        return Step(float(loss.detach()), int(self.tokens.lengths_of(texts).sum()))
+        return Step(float(loss.detach()), int(self.tokens.lengths_of(mine).sum()))
+
+    def _all_vectors(self, parts: list[np.ndarray], step: int, total: int) -> tuple[Tensor, Tensor | None]:
+        """The vectors (total, D) of the batch, gathered from all processes, and this one's with their graph.
+
+        The graph is kept only where this process has one part. A step that is tried again because memory ran out after
+        the vectors were gathered takes them as they were: the other processes will not gather twice.
+        """
+        if self._gathered is not None and self._gathered[0] == step:
+            return self._gathered[1], None
+        kept: Tensor | None = None
+        if len(parts) == 1:
+            kept = self._embed(self.tokens, parts[0], step)
+            vectors = kept.detach()
+        elif parts:
+            with torch.no_grad():
+                vectors = torch.cat([self._embed(self.tokens, part, step) for part in parts[::-1]][::-1])
+        else:  # fewer texts than processes
+            dimension, device = self.model.get_embedding_dimension(), next(self.model.parameters()).device
+            vectors = torch.zeros(0, int(dimension), device=device)
+        whole = ranks.gather(vectors, total)
+        if ranks.world()[1] > 1:
+            self._gathered = step, whole
+        return whole, kept
 
     def _parts(self, tokens: Tokens, texts: np.ndarray, max_tokens: int) -> list[np.ndarray]:
         """Micro-batches of `texts`; where prompts are left out of pooling, all of one have the same prompt length."""

@@ -15,7 +15,7 @@ from embedtune.data.tokens import Tokens
 from embedtune.encoder import heads
 from embedtune.encoder.device import has_bf16
 from embedtune.encoder.load import Loaded
-from embedtune.fit import order
+from embedtune.fit import order, ranks
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
 from embedtune.fit.engine import Step
@@ -61,20 +61,22 @@ class HeadObjective:
         return order.batch_rows(step, batch, self.size, seed)
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
-        """Gradients of the batch's mean loss, whatever the micro-batches."""
+        """Gradients of the mean loss of every N-th of `rows`, whatever the micro-batches."""
         numbers = self.train[rows]
         lengths = self.tokens.lengths_of(numbers)
         numbers, lengths = (array[np.argsort(lengths, kind="stable")] for array in (numbers, lengths))
         self.model.train()
         if self.frozen:
             self.model.base_model.eval()
+        rank, count = ranks.world()
+        numbers, lengths = numbers[rank::count], lengths[rank::count]
         weight, loss = self.weight(numbers), 0.0
         for first, last in micro_batches(lengths, max_tokens, self.loaded.padded is not None):
             some = numbers[first:last]
             part = self.loss(self.logits(some, step).float(), some) / weight
             part.backward()
             loss += float(part.detach())
-        return Step(loss, int(lengths.sum()))
+        return Step(loss, int(lengths.sum()), weight)
 
     def logits(self, numbers: np.ndarray, step: int | None) -> Tensor:
         """Logits of token rows (n, C), or of their wanted tokens end to end (m, C); `step` keys the dropout."""

@@ -21,7 +21,7 @@ from embedtune.encoder import load
 from embedtune.encoder.heads import only_rows
 from embedtune.encoder.load import Loaded
 from embedtune.encoder.vocabulary import continuations
-from embedtune.fit import order
+from embedtune.fit import order, ranks
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
 from embedtune.fit.engine import Step
@@ -149,9 +149,12 @@ class MaskedLanguageModel:
         ].reshape(-1)
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
-        """Gradients of the mean loss over all masked tokens of `rows`, whatever the micro-batches."""
+        """Gradients of the mean loss over the masked tokens of every N-th of `rows`, whatever the micro-batches."""
+        rank, count = ranks.world()
         numbers = self.train[rows]
-        numbers = numbers[np.argsort([len(self.tokens.row(n)) for n in numbers], kind="stable")]
+        numbers = numbers[np.argsort(self.tokens.lengths_of(numbers), kind="stable")][rank::count]
+        if not len(numbers):
+            return Step(0.0, 0, 0.0)
         masked = self.masker.mask([self.tokens.row(n) for n in numbers], numbers, self.rate, self.seed, epoch)
         self._freeze_body(step < self.head_steps)
         self.model.train()
@@ -164,7 +167,7 @@ class MaskedLanguageModel:
             part = weighted_cross_entropy(logits, labels, 1 / max(1, len(masked.labels)))
             part.backward()
             loss += float(part.detach())
-        return Step(loss, sum(len(row) for row in masked.rows))
+        return Step(loss, sum(map(len, masked.rows)), len(masked.labels))
 
     def _freeze_body(self, frozen: bool) -> None:
         """Without gradients below it, a fresh head trains alone at the price of a forward pass."""

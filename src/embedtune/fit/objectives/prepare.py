@@ -23,12 +23,12 @@ from embedtune.encoder.device import pick_device
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.encoder.vocabulary import add_words
 from embedtune.errors import UserError
-from embedtune.fit import past
+from embedtune.fit import past, ranks
 from embedtune.fit.dropout import KeyedNoise, key_dropout
 from embedtune.fit.engine import total_steps
 from embedtune.fit.objectives.mlm import MaskedLanguageModel, Masker
 from embedtune.fit.past import Known, Sides
-from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile
+from embedtune.fit.prepared import Prepared, data_profile, identity, name_of, rows_lost, token_profile, tokenised
 from embedtune.recipes import MLM
 
 COUNTED = 10_000_000  # tokens counted at once
@@ -131,7 +131,7 @@ def _both_runs(recipe: MLM, loaded: Loaded, max_length: int, home: Path, remarks
     both = past.sides(recipe, own, Known(key=_line, held=_line, join=_joined))
     remarks += both.remarks
     train, dev = (
-        tokenize(rows, loaded.tokenizer, max_length, home / name)
+        tokenised(tokenize, rows, loaded.tokenizer, max_length, home / name)
         for name, rows in (("train", both.train), ("dev", both.dev))
     )
     if lost := len(both.train) + len(both.dev) - train.lines - dev.lines:
@@ -183,10 +183,13 @@ def _open_model(recipe: MLM, columns: dict[str, str], home: Path) -> Loaded:
     seed = recipe.loop.seed
     if not recipe.scratch:
         return load.load_mlm(load.find(recipe.model or DEFAULT), seed)
-    base = home / "base"
-    if files.damage(base) is not None:  # a resumed run goes on with the base that it was started from
-        kind, texts = recipe.model or "bert", _Texts(recipe, columns)
-        files.write_directory(base, lambda p: scratch.make(kind, texts, recipe.vocab_size, seed, p), {"kind": kind})
+    base, kind, texts = home / "base", recipe.model or "bert", _Texts(recipe, columns)
+
+    def make() -> None:
+        if files.damage(base) is not None:  # a resumed run goes on with the base that it was started from
+            files.write_directory(base, lambda p: scratch.make(kind, texts, recipe.vocab_size, seed, p), {"kind": kind})
+
+    ranks.first(make)
     return load.load_mlm(base, seed)
 
 
@@ -216,7 +219,7 @@ def _tokens(
 ) -> tuple[Counts, Tokens]:
     counts = Counts()
     rows = read_texts(data, columns=columns, bad_rows=recipe.bad_rows, counts=counts)
-    tokens = tokenize(rows, loaded.tokenizer, max_length, folder)
+    tokens = tokenised(tokenize, rows, loaded.tokenizer, max_length, folder)
     if not len(tokens):
         raise UserError("has no text that the tokenizer turns into tokens", where=name_of(data))
     return counts, tokens

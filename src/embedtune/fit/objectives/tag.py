@@ -22,7 +22,7 @@ from embedtune.data.words import WordRows, word_rows
 from embedtune.encoder import heads, load
 from embedtune.encoder.load import DEFAULT, Loaded
 from embedtune.errors import UserError, short_list
-from embedtune.fit import past, probe
+from embedtune.fit import past, probe, ranks
 from embedtune.fit.objectives.heads import HeadObjective
 from embedtune.fit.objectives.labelled import (
     FEWEST,
@@ -45,7 +45,7 @@ OUTSIDE = "O"
 
 def prepare_tag(recipe: Tag, home: Path, note: Callable[[str], None]) -> Prepared:
     """Everything before the first step; `home` receives the folder of what is kept of each scoring."""
-    files.make_folder(home / "data")
+    ranks.first(lambda: files.make_folder(home / "data"))
     note(f"reading {name_of(recipe.train)}")
     sides = past.sides(recipe, _own_sides, KNOWN)
     train, dev, names, remarks = sides.train, sides.dev, sides.about, sides.remarks

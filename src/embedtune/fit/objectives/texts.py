@@ -14,6 +14,7 @@ from embedtune.data.tokens import Tokens, tokenize
 from embedtune.encoder import load
 from embedtune.encoder.embedder import Trainable
 from embedtune.errors import UserError
+from embedtune.fit.prepared import tokenised
 
 ANCHOR, DOCUMENT = "query", "document"
 
@@ -41,7 +42,7 @@ class Texts:
             for (role, text), number in self.numbers.items():
                 yield Row({"text": prompts[role] + text}, "", number + 1, number)
 
-        return tokenize(rows(), tokenizer, max_length, folder, cut=True)
+        return tokenised(tokenize, rows(), tokenizer, max_length, folder, cut=True)
 
     def prompt_lengths(self, opened: Trainable, prompts: dict[str, str]) -> np.ndarray | None:
         """Tokens of each text's prompt (special one before it included), only where pooling leaves prompts out."""
