@@ -183,6 +183,8 @@ class Run:
                 self._log()
             if state.step % (loop.eval_steps or 1) == 0 or state.step == self.objective.head_steps:
                 self._evaluate()
+            if ranks.world()[1] == 1:  # of several processes all must hear of a signal, which is after the next step
+                stop = max(stopped, default=0)
             if stop or due:
                 path = self._save()
                 if stop:
