@@ -1,6 +1,8 @@
 # make demo         text -> model -> length direction, in a few minutes, with nothing but this machine's own files
 # make test         the tests            make check        ruff and mypy
 # make reliability  the slow tests and a table of cases and failures; stopped, it goes on where it was; PART=1/4 is a quarter
+# make coverage     the tests of the core modules, and which lines and branches of them are run
+# make mutants      mistakes put into the core modules, and whether their tests notice; after make coverage; SAMPLE=40
 # make bench        every benchmark, one after the other
 # make parity       against mteb, another project's benchmark harness
 # make clean        removes the environment and the caches; data.txt and finished models stay
@@ -14,11 +16,15 @@ PARITY := $(VENV)/.installed-parity
 OUT := finetuned-bert
 PART := 1/1
 RESULTS := reliability-results.jsonl
+SAMPLE := 40
+CORE_TESTS := tests/test_files.py tests/fit/test_checkpoint.py tests/reliability/test_damage.py \
+	$(addprefix tests/data/test_, $(addsuffix .py, lines read malformed bad_input accounting tags pairs labels retrieval)) \
+	$(addprefix tests/serve/test_, $(addsuffix .py, batcher guard quick server))
 
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check bench parity reliability reliability-table environment clean
+.PHONY: demo test check coverage mutants bench parity reliability reliability-table environment clean
 
 demo: $(INSTALLED) data.txt
 	$(BIN)/embedtune data check data.txt
@@ -39,6 +45,14 @@ reliability: $(INSTALLED)
 
 reliability-table: $(INSTALLED)
 	$(BIN)/python tests/reliability/ledger.py $(RESULTS)
+
+# What is measured, and what is asked for, stands in pyproject.toml.
+coverage: $(INSTALLED)
+	$(BIN)/coverage run -m pytest $(CORE_TESTS)
+	$(BIN)/coverage report
+
+mutants: $(INSTALLED)
+	$(BIN)/python tests/reliability/mutants.py --sample $(SAMPLE)
 
 parity: $(PARITY)
 	$(BIN)/python -m pytest -m parity
@@ -67,5 +81,5 @@ $(PARITY): $(INSTALLED)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,9 @@ import errno
 import json
 import os
 import random
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -97,7 +100,9 @@ def test_a_missing_file_is_found(made, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"files": 3}', '{"files": {"a.txt": 3}}', '{"files": {"a.txt": {}}}', "\0"]
+    "text",
+    ["", "[]", "{}", '{"files": 3}', '{"files": {"a.txt": 3}}', '{"files": {"a.txt": {}}}', "\0", '{"files":' * 9999],
+    ids=lambda text: text[:30],
 )
 def test_a_manifest_that_is_none_is_damage_not_an_error(made, text):
     (made / "manifest.json").write_text(text)
@@ -219,3 +224,219 @@ def test_too_little_space_is_said_before_any_work(tmp_path):
     files.need_space(tmp_path / "not" / "there", 1, "it")
     with pytest.raises(UserError, match=r"it needs about 1,000,000,000,000,000,000 bytes, [\d,]+ are free"):
         files.need_space(tmp_path / "not" / "there", 10**18, "it")
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """What reaches the disk, in order: ("fsync", name) and ("rename", from, to)."""
+    seen = []
+    fsync, rename = os.fsync, os.rename
+
+    def fsynced(handle):
+        seen.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def renamed(source, target):
+        seen.append(("rename", os.path.basename(source), os.path.basename(target)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsynced)
+    monkeypatch.setattr(os, "rename", renamed)
+    return seen
+
+
+def once(folder, name):
+    """A file's bytes, then its name, then the folder that has the name."""
+    return [("fsync", f"{name}.tmp"), ("rename", f"{name}.tmp", name), ("fsync", folder.name)]
+
+
+def test_each_writer_flushes_the_bytes_before_the_name_and_the_name_before_it_returns(tmp_path, disk):
+    files.write_text(tmp_path / "a", "a")
+    with files.growing(tmp_path / "b") as file:
+        file.write(b"b")
+        assert disk == once(tmp_path, "a")
+    files.write_tensors(tmp_path / "c", {"w": torch.zeros(1)}, {})
+    assert disk == [*once(tmp_path, "a"), *once(tmp_path, "b"), *once(tmp_path, "c")]
+
+
+def test_what_was_written_is_flushed_from_the_buffer_before_the_disk_is(tmp_path, monkeypatch):
+    """fsync knows nothing of what Python still holds."""
+    sizes, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (sizes.append(os.fstat(handle).st_size), fsync(handle)))
+    files.write_bytes(tmp_path / "a", b"12345")
+    with files.growing(tmp_path / "b") as file:
+        file.write(b"123")
+    assert sizes[0] == 5 and sizes[2] == 3
+
+
+def test_a_directory_is_flushed_and_then_named(tmp_path, disk):
+    files.write_directory(tmp_path / "made", lambda place: files.write_text(place / "a", "a"), {})
+    inner = tmp_path / "made.tmp"
+    named = [("rename", "made.tmp", "made"), ("fsync", tmp_path.name)]
+    assert disk == [*once(inner, "a"), *once(inner, "manifest.json"), ("fsync", "made.tmp"), *named]
+
+
+def test_a_directory_is_moved_when_all_of_it_is_on_the_disk(made, tmp_path, disk):
+    files.move_directory(made, tmp_path / "there")
+    flushed, after = disk[:-2], disk[-2:]
+    names = ["a.txt", "b.safetensors", "c.json", "inner", "made", "manifest.json"]
+    assert sorted(flushed) == [("fsync", name) for name in names]
+    assert after == [("rename", "made", "there"), ("fsync", tmp_path.name)]
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    files.flush(tmp_path / "there" / "a.txt")
+    assert disk[len(names) + 2 :] == [("fsync", "a.txt")]
+
+
+def test_a_move_that_fails_says_so_and_loses_nothing(made, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+
+    def fail(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fail)
+        with pytest.raises(UserError, match="there: cannot be written: Input/output error"):
+            files.move_directory(made, tmp_path / "there")
+    assert files.damage(made) is None and (tmp_path / "there").is_dir()
+    with pytest.raises(UserError, match="absent: cannot be written: No such file"):
+        files.flush(tmp_path / "absent")
+
+
+def test_a_users_error_while_filling_stays_as_it_is_and_leaves_nothing(tmp_path):
+    error = UserError("of its own, (os error 28)")
+
+    def fails(place):
+        fill(place)
+        raise error
+
+    with pytest.raises(UserError) as caught, files.disk_errors(tmp_path):
+        files.write_directory(tmp_path / "deep" / "made", fails, {})
+    assert caught.value is error and list((tmp_path / "deep").iterdir()) == []
+
+
+def test_refusals_told_by_other_packages_in_words(tmp_path):
+    for number, words in ((28, "No space left"), (5, "Input/output error"), (13, "Permission denied")):
+        says = f"{tmp_path.name}: cannot be written: {words}"
+        with pytest.raises(UserError, match=says), files.disk_errors(tmp_path):
+            raise ValueError(f"I/O error: something (os error {number})")
+    with pytest.raises(UserError, match="/there/it: cannot be written"), files.disk_errors(tmp_path):
+        raise OSError(errno.EROFS, "read-only", "/there/it")
+    with pytest.raises(ValueError), files.disk_errors(tmp_path):
+        raise ValueError("gone (os error 2)")  # nothing that a disk refuses: a bug of ours
+
+
+def test_weights_that_safetensors_cannot_write(tmp_path, monkeypatch):
+    """It tells what the system refused in words, and other things without a number."""
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    for words, says in (("I/O error (os error 28)", "No space left.*free there"), ("header", "Input/output error")):
+
+        def refused(*args, words=words, **named):
+            raise SafetensorError(words)
+
+        monkeypatch.setattr(safetensors.torch, "save_file", refused)
+        with pytest.raises(UserError, match=f"w: cannot be written: {says}"):
+            files.write_tensors(tmp_path / "w", {"w": torch.zeros(1)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_said_about_a_full_disk_and_about_others(tmp_path, monkeypatch):
+    def failing(number):
+        def fail(*args, **named):
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    for number, advice in ((errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"),
+                           (errno.EACCES, "choose another place, or mend this one")):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", failing(number))
+            with pytest.raises(UserError) as caught:
+                files.write_text(tmp_path / "a", "a")
+        assert caught.value.fix == f"{advice}; a run that was going is continued with --resume"
+        assert ("bytes free there" in caught.value.what) == (number != errno.EACCES)
+
+
+def test_folders_are_made_with_their_parents(tmp_path):
+    for _ in range(2):
+        files.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="b: cannot be written: Not a directory"):
+        files.make_folder(tmp_path / "file" / "b")
+
+
+def test_copies_appear_whole_or_not_at_all(tmp_path, disk):
+    (tmp_path / "a").write_bytes(b"bytes")
+    files.copy(tmp_path / "absent", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+    files.copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == b"bytes" and disk == once(tmp_path, "b")
+
+
+def test_copies_of_folders(made, tmp_path):
+    files.copy_folder(made, tmp_path / "copy")
+    assert files.damage(tmp_path / "copy") is None
+    with pytest.raises(UserError, match="copy: cannot be written: File exists"):
+        files.copy_folder(made, tmp_path / "copy")
+    (made / "dangling").symlink_to(tmp_path / "nowhere")  # its errors come in a list, without a number
+    with pytest.raises(UserError, match="other: cannot be written: .*dangling"):
+        files.copy_folder(made, tmp_path / "other")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from embedtune import files
+with files.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is at work in it"), files.locked(tmp_path):
+        raise AssertionError("held twice")
+    holder.kill()
+    holder.communicate()
+    for _ in range(2):
+        with files.locked(tmp_path):
+            assert (tmp_path / files.LOCK).is_file()
+
+
+def test_where_nothing_can_be_held_work_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with files.locked(tmp_path), files.locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_is_bounded_and_refuses_what_is_no_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert files.read_text(tmp_path / "a", most=5) == "12345"
+    with pytest.raises(UserError, match="a: is larger than 4 bytes"):
+        files.read_text(tmp_path / "a", most=4)
+    with pytest.raises(UserError, match="is no regular file"):
+        files.read_text(tmp_path)
+    (tmp_path / "a").write_bytes(b"abc\xffd")
+    with pytest.raises(UserError, match=r"is not UTF-8 \(byte 3: 0xff\)"):
+        files.read_text(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot be read: embedded null byte"):
+        files.read_text(tmp_path / "a\0b")
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbf[1]")
+    assert files.read_json(tmp_path / "a") == [1]
+    (tmp_path / "a").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        files.read_json(tmp_path / "a")
+
+
+def test_exactly_as_much_space_as_is_needed_is_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    files.need_space(tmp_path, 1000, "it")
+    with pytest.raises(UserError, match="it needs about 1,001 bytes, 1,000 are free") as caught:
+        files.need_space(tmp_path, 1001, "it")
+    assert caught.value.where == str(tmp_path)

@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "embedtune"
@@ -286,6 +289,26 @@ def test_dependencies_have_their_floors_and_pins():
     ]
     named = {re.match(r"[\w-]+", need)[0] for need in [*project["dependencies"], *wanted]} - {"embedtune"}
     assert named <= pinned
+
+
+@pytest.mark.parametrize(
+    "package, floor",
+    [
+        ("transformers", "5.3"),  # before it, a model's files chose code to run in ways that were mended since
+        ("torch", "2.10"),  # before it, weights_only could be led to write outside of its memory
+        ("safetensors", "0.8"),
+        ("starlette", "1.3.1"),  # before it, the limits of forms did not hold for all of them
+    ],
+)
+def test_no_version_with_known_holes_is_let_in(package, floor):
+    """Neither by the ranges, nor by the pins, nor here."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needs = map(Requirement, [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])])
+    ranges = [need.specifier for need in needs if need.name == package]
+    lowest = [Version(each.version) for found in ranges for each in found if each.operator == ">="]
+    assert len(lowest) == len(ranges) >= 1 and min(lowest) >= Version(floor)
+    pin = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert Version(pin[1]) >= Version(floor) and Version(metadata.version(package)) >= Version(floor)
 
 
 def test_public_names_exist():

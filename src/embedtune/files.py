@@ -245,9 +245,8 @@ def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder into a place that is not published yet."""
     try:
         shutil.copytree(source, target)
-    except (OSError, shutil.Error) as error:
-        refused = error if isinstance(error, OSError) and error.errno else OSError(errno.EIO, str(error))
-        raise _cannot_write(target, refused) from error
+    except OSError as error:
+        raise _cannot_write(target, error if error.errno else OSError(errno.EIO, str(error))) from error
 
 
 def damage(path: Path, about: Mapping[str, Any] | None = None) -> str | None:
@@ -269,7 +268,7 @@ def damage(path: Path, about: Mapping[str, Any] | None = None) -> str | None:
                 return f"{name} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}"
             if sha256(file) != entry["sha256"]:
                 return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
 

@@ -337,6 +337,7 @@ PARQUET = {
     "year 300,000": parquet({"text": ["a"], "when": pa.array([2**62], pa.timestamp("us"))}),
     "decimals": parquet({"text": ["a"], "score": pa.array([1], pa.int64()).cast(pa.decimal128(38, 2))}),
     "nan scores": parquet({"text": ["a", "b"], "score": [float("nan"), float("inf")]}),
+    "a column whose name is not utf-8": parquet().replace(b"text", b"te\xfft"),
     "without the last bytes": parquet()[:-9],
     "without the first bytes": parquet()[9:],
     "half": parquet()[: len(parquet()) // 2],

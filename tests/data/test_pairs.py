@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedtune.data.pairs import SYNONYMS, Pair, ScoredPair, read_pairs, read_scored
+from embedtune.data.pairs import SYNONYMS, Pair, ScoredPair, matches, read_pairs, read_scored
 from embedtune.data.read import Counts
 from embedtune.errors import UserError
 
@@ -364,3 +364,11 @@ def test_queries_that_are_their_own_answer(beir):
     counts = Counts()
     (pair,) = read_pairs(beir, split="dev", bad_rows="skip", counts=counts)
     assert pair.anchor == "boats" and counts.rows == counts.used + 1
+
+
+def test_which_columns_hold_what():
+    there = ["neg_2", "Negative", "answers", "Query", "POSITIVE", "neg 10", "negation", "n" * 50]
+    assert matches("anchor", "", there) == ["Query"] and matches("positive", "", there) == ["POSITIVE"]
+    assert matches("negative", "", there) == ["neg_2", "Negative", "neg 10"]
+    assert matches("negative", "answers", there) == ["answers"] and matches("negative", "absent", there) == []
+    assert matches("sentence1", "", there) == []

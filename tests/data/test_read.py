@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.data import lines as text_lines
+from embedtune.data.columns import parse_columns
 from embedtune.data.read import Counts, read_rows, read_texts
 from embedtune.errors import UserError
 
@@ -278,3 +279,52 @@ def test_classes_of_hub_datasets_by_their_names(tmp_path, monkeypatch):
         "tags": [["bad", "good"], [], None, ["good", None, None]],
         "nested": [[["bad"], ["good", "good"]], [], None, [None, []]],
     }, "records are left as they are"
+
+
+def hub_folder(datasets, tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "set" / "train.parquet"))
+    return f"hub:{tmp_path}/set"
+
+
+def test_hub_datasets_of_several_batches_are_numbered_through(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    name = hub_folder(datasets, tmp_path, monkeypatch, [{"text": f"text {n}"} for n in range(600)])
+    rows = list(read_texts(name))
+    assert [row.number for row in rows] == list(range(1, 601)) and rows[-1].values == {"text": "text 599"}
+    with pytest.raises(UserError, match="has no split 'test', only train") as caught:
+        next(read_rows(f"{name}::test"))
+    assert caught.value.fix == f"{name}::train"
+
+
+def test_hub_datasets_that_are_not_there(monkeypatch):
+    pytest.importorskip("datasets")
+    for name, says in (("hub:", "names no dataset"), ("hub::config", "names no dataset"),
+                       ("hub:/nowhere/at/all", r"cannot be loaded \(\w+: ")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            next(read_rows(name))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="(?s)need another package.*pip install 'embedtune.hub.'"):
+        next(read_rows("hub:some/name"))
+
+
+def test_items_of_a_list_that_are_no_rows():
+    circle = []
+    circle.append(circle)
+    for item, says in ((7, "is neither a string nor a dict, but int"), ({1: "a"}, "is a dict with a key that is no st"),
+                       (circle, "is circular or nested too deeply"), (["a"], "is neither .* but list")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"the list, item 2: {says}"):
+            texts(["a", item])
+        counts = Counts()
+        assert texts(["a", item, "b"], bad_rows="skip", counts=counts) == ["a", "b"]
+        assert counts.rejected == {"no data": 1} and counts.examples == {"no data": ["the list, item 2"]}
+
+
+def test_columns_on_the_command_line():
+    assert parse_columns(None) == {} and parse_columns("") == {}
+    assert parse_columns("text=body, label = stars") == {"text": "body", "label": "stars"}
+    for columns in ("text", "text=", "=body", "text=a=b", "text=a,", "text=a,label"):
+        with pytest.raises(UserError, match=f"'{columns}' is not of the form text=NAME") as caught:
+            parse_columns(columns)
+        assert caught.value.where == "--columns"

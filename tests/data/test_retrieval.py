@@ -5,7 +5,7 @@ import pytest
 
 from embedtune.data.pairs import Pair
 from embedtune.data.read import Counts
-from embedtune.data.retrieval import from_pairs, is_beir, read_beir
+from embedtune.data.retrieval import RetrievalSet, dev_folder, from_pairs, is_beir, joined, part, read_beir
 from embedtune.errors import UserError
 
 CORPUS = [
@@ -175,6 +175,50 @@ def test_from_pairs():
     assert data.remarks == ["texts that are positive and negative for one anchor, and count as positive: 1"]
     with pytest.raises(UserError, match="no pairs"):
         from_pairs([], "nothing")
+
+
+def test_a_file_that_is_there_twice(folder):
+    home = folder()
+    (home / "corpus.jsonl.gz").write_bytes(b"")
+    assert "has corpus.jsonl more than once: corpus.jsonl, corpus.jsonl.gz" in refusal(home).what
+    home = folder()
+    (home / "corpus.jsonl.gz").unlink()
+    (home / "qrels" / "test.tsv.gz").write_bytes(b"")
+    assert "has more than one qrels file for 'test'; there are test.tsv, test.tsv.gz, train.tsv" in refusal(home).what
+
+
+def test_nothing_left_to_judge_with(folder):
+    home = folder(test=[("9", "a", 1)], train=TRAIN)
+    for bad_rows in ("fail", "skip"):
+        error = refusal(home, bad_rows=bad_rows)
+        assert error.what == "has no usable row: 0 of 1 rows" and error.where.endswith("test.tsv")
+
+
+def test_where_to_score_a_training(folder, tmp_path):
+    home = folder()
+    assert dev_folder(home) == (str(home), "test") == dev_folder(str(home)), "not the split that is trained on"
+    assert dev_folder(f"{home}:train") == (str(home), "train") and dev_folder(f"{home}:") == (str(home), "")
+    (home / "qrels" / "dev.tsv.gz").write_bytes(b"")
+    assert dev_folder(home) == (str(home), None), "which of two is for the user to say"
+    for other in (tmp_path, f"{tmp_path}:test", "hub:x:y", ["a"], None):
+        assert dev_folder(other) is None
+
+
+def test_a_part_and_two_joined():
+    first = RetrievalSet(
+        "a", {"1": "x", "2": "y"}, {"d": "same", "e": "other"}, {"1": {"d": 1}, "2": {"e": 2}}, ["one"]
+    )
+    some = part(first, [1])
+    assert (some.queries, some.qrels, some.corpus) == ({"2": "y"}, {"2": {"e": 2}}, first.corpus)
+    assert (some.name, some.remarks) == ("a", ["one"])
+    second = RetrievalSet(
+        "b", {"1": "z"}, {"d": "same", "f": "same", "g": "new"}, {"1": {"d": 2, "f": 1, "g": 0}}, ["2"]
+    )
+    both = joined(first, second)
+    assert both.queries == {"old-1": "x", "old-2": "y", "new-1": "z"} and list(both.queries)[0] == "old-1"
+    assert both.corpus == {"old-d": "same", "old-e": "other", "new-g": "new"}
+    assert both.qrels == {"old-1": {"old-d": 1}, "old-2": {"old-e": 2}, "new-1": {"old-d": 2, "new-g": 0}}
+    assert (both.name, both.remarks) == ("b", ["one", "2"])
 
 
 def test_scifact(real_data):

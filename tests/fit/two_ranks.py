@@ -27,7 +27,9 @@ def main(model: str, folder: str, rank: int, world: int) -> None:
     cells = [[texts.number(ANCHOR, lines[3 * i])] + [texts.number(DOCUMENT, lines[3 * i + k]) for k in (1, 2)]
              for i in range(9)]  # fmt: skip
     prompts = {ANCHOR: "", DOCUMENT: ""}
-    tokens = texts.tokenize(opened.model.tokenizer, prompts, 64, Path(folder) / f"tokens-{world}")  # the first one writes
+    tokens = texts.tokenize(
+        opened.model.tokenizer, prompts, 64, Path(folder) / f"tokens-{world}"
+    )  # the first one writes
     noise, table = KeyedNoise(0), np.array(cells)
     key_dropout(opened.model, noise)
     loss = MaskedRanking(Ranking(scale=20.0, similarity="cosine", symmetric=True), table, None)

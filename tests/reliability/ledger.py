@@ -26,6 +26,7 @@ TARGETS = {
     "A14": "out of memory: smaller micro-batches, the same result",
     "A15": "SIGTERM and SIGINT: a checkpoint, then as if uninterrupted",
     "A16": "several processes: as one, whatever befalls one of them",
+    "C3": "inputs changed at random: read, or refused with the right error",
     "E1": "bulk embedding and an index, killed at every call",
 }
 NOW = {"cases": 0, "remarks": []}  # of the test that is running

@@ -115,7 +115,7 @@ def listening(service, key=None):
     server = make_server(service, key, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while service.batcher is None:
+    while service.batcher is None or not server.started:
         assert not service.failed, service.failed
         time.sleep(0.01)
     try:

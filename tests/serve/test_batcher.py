@@ -1,4 +1,6 @@
 import asyncio
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,7 +9,8 @@ pytest.importorskip("fastapi")
 
 from serving import FakeModel, serving  # noqa: E402
 
-from embedtune.serve.batcher import Batcher, Busy, Given, Late, Limits  # noqa: E402
+from embedtune.serve import batcher as batching  # noqa: E402
+from embedtune.serve.batcher import Batcher, Busy, Dead, Given, Late, Limits, NotFinite  # noqa: E402
 
 
 def run(test, model=None, **limits):
@@ -132,6 +135,116 @@ def test_what_waited_too_long_is_late_and_costs_nothing():
 
     run(test, model, queue_seconds=0.1)
     assert sum(model.batches) == 1
+
+
+class Broken:
+    """A model whose process has ended; what asks while it computes waits for `gate`."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+
+    def compute(self, given):
+        self.gate.wait(20)
+        raise EOFError
+
+
+def test_a_model_that_ends_answers_everyone_and_says_so_once(caplog):
+    model, died = Broken(), []
+
+    async def go():
+        batcher = Batcher(model.compute, Limits(batch_tokens=3), died=lambda: died.append(1))
+        batcher.start()
+        assert batcher.alive
+        going = [asyncio.ensure_future(batcher.ask([Given("x"), Given("y")])) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        for each in going:
+            with pytest.raises(Dead, match="can answer no more"):
+                await each
+        assert (batcher.items, batcher.waiting, batcher.batch, batcher.alive) == (0, 0, 0, False)
+        with pytest.raises(Dead):
+            await batcher.ask([Given("x")])
+        await batcher.stop()
+
+    asyncio.run(go())
+    assert died == [1]
+    (record,) = caplog.records
+    assert record.name == "embedtune" and record.getMessage() == "the model can answer no more: EOFError"
+
+
+def test_a_model_that_hangs_is_late(monkeypatch):
+    monkeypatch.setattr(batching, "HUNG", 0.05)
+    model = FakeModel()
+
+    async def test(batcher):
+        model.gate.clear()
+        batcher.rate = 1e9
+        with pytest.raises(Late, match="does not answer"):
+            await batcher.ask([Given("x")])
+        model.gate.set()
+
+    run(test, model, queue_seconds=0.01)
+
+
+def test_what_is_wrong_with_one_text_is_not_wrong_with_another():
+    async def test(batcher):
+        found = await asyncio.gather(
+            *(batcher.ask([Given(text)]) for text in ("a", "nan", "b")), return_exceptions=True
+        )
+        assert [type(each) for each in found] == [list, NotFinite, list]
+        with pytest.raises(NotFinite):
+            await batcher.ask([Given("a"), Given("nan")])
+        assert len(await batcher.ask([Given("a")])) == 1
+
+    run(test)
+
+
+def test_stopping_answers_what_is_queued_and_ends_the_thread():
+    model = FakeModel()
+
+    async def go():
+        batcher = Batcher(model.compute, Limits(batch_tokens=3))
+        batcher.start()
+        going = [asyncio.ensure_future(batcher.ask([Given(text)])) for text in "abc"]
+        await asyncio.sleep(0)
+        await batcher.stop()
+        assert [len(await each) for each in going] == [1, 1, 1] and not batcher.alive
+        assert batcher.worked > 0 and not batcher._thread.is_alive()
+        with pytest.raises(Dead):
+            await batcher.ask([Given("late")])
+
+    asyncio.run(go())
+
+
+def test_what_a_text_costs():
+    batcher = Batcher(FakeModel().compute, Limits(max_length=10))
+    costs = {Given(""): 2, Given("abc"): 2, Given("abcd"): 3, Given("ab", "cd"): 3, Given("x" * 31): 9,
+             Given("x" * 32): 10, Given("x" * 99): 10, Given((1, 2, 3)): 5, Given((1,) * 9): 10}  # fmt: skip
+    assert {given: batcher.cost(given) for given in costs} == costs
+
+
+def test_how_long_until_there_is_room():
+    batcher = Batcher(FakeModel().compute, Limits(batch_tokens=50, queue_seconds=10.0, queue_items=3), rate=10.0)
+    assert batcher.room == 100 and batcher.over(10**6, 10**6) == 0, "nothing waits"
+    batcher._queue.append(None)
+    batcher.waiting = 60
+    assert batcher.over(40, 2) == 0 and batcher.items == 1
+    assert batcher.over(41, 2) == 1 and batcher.over(40, 3) == 1, "a second at the least"
+    assert batcher.over(80, 1) == 4, "(60 + 80 - 100) tokens at 10 a second"
+    batcher.rate = 1.0
+    assert batcher.room == 50, "a whole batch fits"
+
+
+def test_the_rate_is_measured_from_answer_to_answer(monkeypatch):
+    clock = iter([0.0, 10.0, 12.0, *[20.0] * 99])  # the thread begins; the first text comes; its answer comes
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    batcher = Batcher(FakeModel().compute, Limits(batch_tokens=100), rate=100.0)
+    batcher.alive, batcher._tell = True, lambda told: setattr(batcher, "alive", False)
+    batcher._queue.append(batching._Item(Given("x" * 32), 10, 99.0, SimpleNamespace(done=lambda: False)))
+    batcher.waiting = 10
+    batcher._work()
+    assert batcher.rate == pytest.approx(0.7 * 100 + 0.3 * 10 / 12) and batcher.worked == 12.0
+    assert batcher.waiting == 0 and batcher.batch == 0
 
 
 def test_clients_that_go_away_leave_nothing_behind():

@@ -34,6 +34,8 @@ def test_a_whole_plain_request_is_known():
     post(BODY, extra="Expect: 100-continue\r\n"), post(BODY, extra="Connection: close\r\n"),
     post(BODY, extra="Upgrade: websocket\r\n"), post(BODY, extra=" folded: x\r\n"), post(BODY, extra="no colon\r\n"),
     post(BODY, extra="a b: c\r\n"), post(BODY, extra="Host: y\r\n"), post(BODY, length="+19"), post(BODY, "/a b"),
+    PLAIN.replace(b"/v1/embeddings", b"/v1/embeddi\nng:"), post(BODY, extra="a: b\nContent-Length: 3\r\n"),
+    post(BODY, extra="a: b\rc\r\n"), post(BODY, extra="a: \0\r\n"), post(BODY, "/\x7f"), post(BODY, "/é"),
     post(b"x" * 2**16), PLAIN.replace(b"\r\n", b"\n"), b"", b"\r\n\r\n",
 ])  # fmt: skip
 def test_all_else_is_left_to_the_parser(data):
@@ -45,6 +47,39 @@ def test_no_part_of_a_request_is_one(cut, more):
     data = PLAIN[:cut] + more  # with as many bytes as PLAIN it may be a request, of another body
     assert quick.whole(data) is None or len(data) == len(PLAIN)
     assert quick.whole(PLAIN[cut:]) is None
+
+
+def test_how_long_a_request_may_be_that_is_looked_at():
+    for more in (0, 1):
+        data = post(b"x" * (quick.MOST - len(post(b"x" * 60_000)) + 60_000 + more))
+        assert len(data) == quick.MOST + more and (quick.whole(data) is None) == bool(more)
+
+
+def test_what_is_refused_at_once():
+    asked = []
+
+    def busy(path, size):
+        asked.append((path, size))
+        return 3.2 if path == "/full" else None
+
+    request = quick.Whole("/full", {b"content-length": b"14", b"authorization": b"Bearer k"})
+    refused = quick.refusing(busy, "k")
+    assert refused(request) == quick.response(3.2) and refused(request._replace(path="/free")) is None
+    for key in (b"Bearer kk", b"Bearer x", b"Bearer ", b"k", b"Basic k"):
+        assert refused(request._replace(fields={**request.fields, b"authorization": key})) is None
+    assert refused(quick.Whole("/full", {b"content-length": b"14"})) is None
+    assert asked == [("/full", 14), ("/free", 14)], "who has no key is not counted"
+    assert quick.refusing(busy, None)(quick.Whole("/full", {b"content-length": b"0"})) == quick.response(3.2)
+
+
+def test_a_refusal():
+    head, _, body = quick.response(2.1).partition(b"\r\n\r\n")
+    assert head.split(b"\r\n") == [
+        b"HTTP/1.1 429 Too Many Requests", b"content-type: application/json", b"content-length: %d" % len(body),
+        b"retry-after: 3",
+    ]  # fmt: skip
+    error = json.loads(body)["error"]
+    assert error["message"] == "the queue is full, try again in 2 s" and error["type"] == "rate_limit_error"
 
 
 class Full:

@@ -224,8 +224,8 @@ def parquet(path: Path, add: Add) -> Items:
                 for values, problem in _batch_rows(batch):
                     number += 1
                     yield Item(number, values, problem)
-        except (pa.ArrowException, OSError) as error:
-            what = f"is damaged or no parquet file ({str(error).splitlines()[0][:200]})"
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a column's name that is not UTF-8
+            what = f"is damaged or no parquet file ({(str(error).splitlines() or [''])[0][:200]})"
             raise UserError(what, where=str(path), fix="copy it again, or write it anew") from error
 
 

@@ -99,14 +99,10 @@ def read_beir(
         total = sum(wrong.many.values())
         what = f"problems in this retrieval data: {total:,}"
         raise UserError(what, where=str(folder), details=wrong.lines(), fix=SKIP)
-    name = _split_of(file)
-    if not qrels:
-        fix = "check that the ids in the qrels file are those of the jsonl files"
-        raise UserError(f"no query of {name!r} has a judgement that can be used", where=str(file), fix=fix)
     kept = {query: text for query, text in queries.items() if query in qrels}
     ordered = {query: qrels[query] for query in kept}
     remarks += [f"left out, {line}" for line in wrong.lines()]
-    return RetrievalSet(f"{folder.resolve().name}/{name}", kept, corpus, ordered, remarks)
+    return RetrievalSet(f"{folder.resolve().name}/{_split_of(file)}", kept, corpus, ordered, remarks)
 
 
 def from_pairs(pairs: Iterable[Pair], name: str) -> RetrievalSet:
@@ -206,8 +202,9 @@ def _qrels_file(folder: Path, split: str | None) -> tuple[Path, list[Path]]:
         )
     wanted = names[0] if split is None else split
     if names.count(wanted) != 1:
-        what = f"has {'no' if wanted not in names else 'more than one'} qrels file for {wanted!r}"
-        what += f"{did_you_mean(wanted, names)}; there are {', '.join(path.name for path in there)}"
+        how_many = "more than one" if wanted in names else "no"
+        near = "" if wanted in names else did_you_mean(wanted, names)
+        what = f"has {how_many} qrels file for {wanted!r}{near}; there are {', '.join(path.name for path in there)}"
         raise UserError(what, where=str(folder), fix="name one of these splits")
     file = there[names.index(wanted)]
     return file, [path for path in there if path != file]

@@ -7,11 +7,13 @@ scoring so far. The order of durability is: new directory complete on the disk, 
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -81,19 +83,25 @@ def save_best(folder: Path, step: int, tensors: dict[str, Tensor]) -> None:
 
 def _prune(folder: Path) -> None:
     """Keep the newest checkpoints, and the best weights that one of them names."""
-    steps = sorted(folder.glob("step-???????"))
+    steps = _numbered(folder, "step")
     for path in steps[:-KEEP]:
         shutil.rmtree(path, ignore_errors=True)
-    named = set()
+    named = []
     for path in steps[-KEEP:]:
-        with suppress(UserError, KeyError, TypeError):  # damaged after it was written: `newest` will pass it over
-            named.add(files.read_json(path / "state.json")["best_step"])
-    newest = max(named - {None}, default=-1)
-    for path in folder.glob("best-???????"):
+        with suppress(UserError):  # damaged after it was written: `newest` will pass it over
+            named.append(_counters(path).best_step)
+    newest = max((step for step in named if step is not None), default=-1)
+    for path in _numbered(folder, "best"):
         if _number(path) not in named and _number(path) < newest:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob("*" + files.TEMPORARY):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _numbered(folder: Path, kind: str) -> list[Path]:
+    """The folders step-N or best-N, by their numbers: these have seven digits, or more."""
+    found = [path for path in folder.glob(f"{kind}-*") if path.name.removeprefix(f"{kind}-").isdecimal()]
+    return sorted(found, key=_number)
 
 
 def _number(path: Path) -> int:
@@ -101,35 +109,71 @@ def _number(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def _counters(path: Path) -> State:
+    """The counters of a checkpoint; a UserError where they are none, or those of another step."""
+    found = files.read_json(path / "state.json")
+    try:
+        state = State(**found)
+    except TypeError as error:
+        raise UserError(f"state.json is not of this version: {error}", where=str(path)) from error
+    for name, kind in get_type_hints(State).items():
+        if not _is(getattr(state, name), kind):
+            raise UserError(f"state.json has something other than {kind} as {name}", where=str(path))
+    if state.step != _number(path):
+        raise UserError(f"state.json is of step {state.step:,}", where=str(path))
+    return state
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether JSON holds what the annotation of a counter says."""
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    kinds = get_args(kind) or (kind,)
+    if isinstance(value, float):
+        return float in kinds and math.isfinite(value)
+    return (value is None and NoneType in kinds) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file; a UserError where it is none, although its sum is right."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path.name} cannot be read: {error}", where=str(path.parent)) from error
+
+
 def newest(folder: Path) -> tuple[State, dict[str, Tensor], list[str]] | None:
     """The newest valid checkpoint as (state, tensors, remarks on broken newer ones); None where there is none.
 
     Raises UserError where there are checkpoints but all are broken.
     """
-    from safetensors.torch import load_file
-
     remarks: list[str] = []
-    for path in sorted(folder.glob("step-???????"), reverse=True):
+    for path in reversed(_numbered(folder, "step")):
         reason = files.damage(path, {"step": _number(path)})
-        state: Any = None
         if reason is None:
-            state = State(**files.read_json(path / "state.json"))
-            if state.best_step is not None:
-                reason = files.damage(folder / f"best-{state.best_step:07d}", {"step": state.best_step})
-                reason = reason and f"its best weights are damaged: {reason}"
-        if reason is None:
-            return state, load_file(path / "state.safetensors"), remarks
+            try:
+                state = _counters(path)
+                if state.best_step is None or not (reason := _damage_of_best(folder, state.best_step)):
+                    return state, _tensors(path / "state.safetensors"), remarks
+            except UserError as error:  # the sums are right, but it was not written by this version
+                reason = error.what
         remarks.append(f"checkpoint {path.name} is damaged and was passed over: {reason}")
     if remarks:
         raise UserError("no checkpoint is intact", where=str(folder), details=remarks, fix="start anew with --discard")
     return None
 
 
+def _damage_of_best(folder: Path, step: int) -> str | None:
+    reason = files.damage(folder / f"best-{step:07d}", {"step": step})
+    return reason and f"its best weights are damaged: {reason}"
+
+
 def load_best(folder: Path, step: int) -> dict[str, Tensor]:
     """The best weights; a UserError where they are damaged, never a silent fall back to the last ones."""
-    from safetensors.torch import load_file
-
     path = folder / f"best-{step:07d}"
     if reason := files.damage(path, {"step": step}):
         raise UserError(f"the best weights cannot be restored: {reason}", where=str(path), fix="--resume runs it again")
-    return load_file(path / "weights.safetensors")
+    return _tensors(path / "weights.safetensors")

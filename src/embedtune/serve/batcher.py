@@ -198,7 +198,7 @@ class Batcher:
             self.batch = 0
 
     def _end(self, items: list[_Item], error: Exception) -> None:
-        logging.getLogger("embedtune").error("the model can answer no more: %s", error or type(error).__name__)
+        logging.getLogger("embedtune").error("the model can answer no more: %s", str(error) or type(error).__name__)
         with self._changed:
             self.alive, self.waiting, self.batch = False, 0, 0
             self._tell([(item, Dead("the model can answer no more")) for item in (*items, *self._queue)])

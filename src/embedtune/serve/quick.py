@@ -17,6 +17,7 @@ from embedtune.serve.schemas import error_body
 
 MOST = 2**16  # bytes of a request that is looked at
 NAME = re.compile(rb"[a-z0-9-]+")
+TARGET, VALUE = re.compile(rb"[!-~]+"), re.compile(rb"[\t -~\x80-\xff]*")  # to parsers a lone line feed may end a line
 ODD = {b"transfer-encoding", b"expect", b"upgrade"}
 FULL = "the queue is full, try again in {:.0f} s"
 
@@ -35,11 +36,13 @@ def whole(data: bytes) -> Whole | None:
     words = first.split(b" ")
     if not end or len(words) != 3 or words[0] != b"POST" or words[2] != b"HTTP/1.1":
         return None
+    if not TARGET.fullmatch(words[1]):
+        return None
     fields: dict[bytes, bytes] = {}
     for line in lines:
         name, colon, value = line.partition(b":")
         name = name.lower()
-        if not colon or name in fields or not NAME.fullmatch(name):
+        if not colon or name in fields or not NAME.fullmatch(name) or not VALUE.fullmatch(value):
             return None
         fields[name] = value.strip(b" \t")
     stays = fields.get(b"connection", b"keep-alive").lower() == b"keep-alive"
