@@ -15,7 +15,7 @@ import torch
 
 from embedtune import files
 from embedtune.encoder import embedder, load
-from embedtune.encoder.embedder import Trainable
+from embedtune.encoder.embedder import Precision, Trainable
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
 from embedtune.refine.sidecar import refuse_second
@@ -75,13 +75,11 @@ def attach(model: Any, affine: Affine, normalise: bool) -> str:
     return f"{place}, {'before the Normalize' if normalise else 'at the end'}"
 
 
-def embedding(model: Any, source: Path, precision: str) -> Any:
-    """What embeds: `model` itself, or for bf16 another one without its Normalize, since what is saved stays fp32."""
-    if precision == "fp32":
-        return model
-    half, _ = embedder.load_embedder(source, "bf16")
-    take_normalize(half)
-    return half
+def embedding(source: Path, precision: Precision) -> Any:
+    """What embeds the texts of a fit: the model without its Normalize. The one that is saved is another, all stock."""
+    model, _ = embedder.load_embedder(source, precision)
+    take_normalize(model)
+    return model
 
 
 def write_model(opened: Trainable, folder: Path, fill: Callable[[Path, Mapping[str, str]], None], readme: str) -> None:

@@ -147,7 +147,7 @@ def erase(
     counts, read = Counts(), array("Q")
     with tempfile.TemporaryDirectory() as scratch:
         rows = labelled(read_rows(texts, wanted, counts), wanted.columns, read)
-        cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), rows, encodings, note=note)
+        cached = cache(Path(scratch), bake.embedding(source, precision), rows, encodings, note=note)
         applied = apply(opened.model, normalised, cached, wanted, encodings, Path(out))
         del cached  # the memory maps go before their files
     said = (*remarks, *counted(counts), *applied.erased.remarks)

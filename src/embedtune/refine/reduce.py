@@ -125,7 +125,7 @@ def reduce(
     rows = read_texts(texts.data, columns=parse_columns(texts.columns), bad_rows=texts.bad_rows, counts=counts)
     with tempfile.TemporaryDirectory() as scratch:
         labelled: Iterator[Labelled] = ((row.values["text"], {}) for row in islice(rows, texts.rows))
-        cached = cache(Path(scratch), bake.embedding(opened.model, source, precision), labelled, note=note)
+        cached = cache(Path(scratch), bake.embedding(source, precision), labelled, note=note)
         # Normalised vectors have weight 1: PCA of them is PCA of raw ones, each weighted by 1 / |x|^2.
         weighted = method == "pca" and normalise
         moments = accumulate(_moments(cached, weighted))
