@@ -6,6 +6,7 @@ import pytest
 
 from conftest import corpus
 from embedtune import MLM, Classify, Contrastive, Loop, finetune
+from embedtune.fit import ceiling, profiled
 from embedtune.fit.engine import Listener
 from embedtune.fit.profiled import OTHER, PYTHON, STEP, part_of
 
@@ -21,11 +22,18 @@ def rows(task):
     return [{"anchor": line, "positive": other} for line, other in zip(lines[:120], lines[120:])]
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Torch's profiler takes seconds for each of the steps that it watches."""
+    for module, name, number in ((profiled, "WARM", 2), (profiled, "STEPS", 4), (ceiling, "TRIES", 2)):
+        monkeypatch.setattr(module, name, number)
+
+
 @pytest.fixture
 def trained(tiny_model, tmp_path):
     """trained(task, out, profile, steps) -> (weights' bytes, notes)."""
 
-    def run(task, out, profile, steps=30):
+    def run(task, out, profile, steps=8):
         notes = []
         recipe = task(train=rows(task), model=str(tiny_model("minilm")), loop=Loop(max_steps=steps, epochs=20, **QUICK))
         finished = finetune(recipe, tmp_path / out, profile=profile, listener=Listener(notes.append))
@@ -39,7 +47,7 @@ def test_a_profile_adds_up_and_changes_nothing(trained, task):
     plain, quiet = trained(task, "plain", False)
     watched, notes = trained(task, "watched", True)
     assert watched == plain
-    first = next(i for i, note in enumerate(notes) if note.startswith("where the time goes: 20 steps"))
+    first = next(i for i, note in enumerate(notes) if note.startswith("where the time goes: 4 steps"))
     assert not any("where the time goes" in note for note in quiet)
     shares = [float(found[1]) for note in notes[first:] if (found := re.fullmatch(r"  .{24} +([\d.]+)%", note))]
     assert 99 < sum(shares) < 101
@@ -52,7 +60,7 @@ def test_a_profile_adds_up_and_changes_nothing(trained, task):
 
 
 def test_a_training_that_is_too_short_says_so(trained):
-    assert "no profile: the training had no more than 5 steps" in trained(Classify, "short", True, 4)[1]
+    assert "no profile: the training had no more than 2 steps" in trained(Classify, "short", True, 2)[1]
 
 
 def test_what_an_operation_is_inside_of_comes_first():

@@ -15,7 +15,7 @@ def layer_shapes(hidden: int, inner: int) -> dict[tuple[int, int], int]:
     return {(hidden, hidden): 4, (hidden, inner): 1, (inner, hidden): 1}
 
 
-def best_seconds(columns: int, out: int, dtype: torch.dtype, device: torch.device, tries: int = TRIES) -> float:
+def best_seconds(columns: int, out: int, dtype: torch.dtype, device: torch.device, tries: int) -> float:
     """Shortest time of one (ROWS, columns) x (columns, out) product into memory that is already there."""
     x = torch.randn(ROWS, columns, device=device).to(dtype)
     weight = torch.randn(out, columns, device=device).to(dtype)
@@ -37,10 +37,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def rate(hidden: int, inner: int, dtype: torch.dtype, device: torch.device, tries: int = TRIES) -> float:
+def rate(hidden: int, inner: int, dtype: torch.dtype, device: torch.device, tries: int | None = None) -> float:
     """FLOP/s of a whole layer's mix of shapes; takes a second or two."""
     work = seconds = 0.0
     for (columns, out), times in layer_shapes(hidden, inner).items():
         work += times * 2 * ROWS * columns * out
-        seconds += times * best_seconds(columns, out, dtype, device, tries)
+        seconds += times * best_seconds(columns, out, dtype, device, tries or TRIES)
     return work / seconds
