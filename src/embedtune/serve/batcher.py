@@ -201,8 +201,9 @@ class Batcher:
         logging.getLogger("embedtune").error("the model can answer no more: %s", str(error) or type(error).__name__)
         with self._changed:
             self.alive, self.waiting, self.batch = False, 0, 0
-            self._tell([(item, Dead("the model can answer no more")) for item in (*items, *self._queue)])
-            self._queue.clear()
+            left = [*items, *self._queue]
+            self._queue.clear()  # before anyone is told: who is told looks at it
+        self._tell([(item, Dead("the model can answer no more")) for item in left])
         with suppress(RuntimeError):  # the loop may have ended
             self._loop.call_soon_threadsafe(self.died)
 
