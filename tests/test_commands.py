@@ -16,6 +16,7 @@ from conftest import corpus
 from embedtune import cli, files, plots
 from embedtune.data.pairs import read_pairs, read_scored
 from embedtune.data.retrieval import from_pairs, read_beir
+from embedtune.encoder import products
 from embedtune.encoder.encode import open_encoder
 from embedtune.judge import compare, drift
 from embedtune.judge.retrieval import judge_retrieval
@@ -415,3 +416,20 @@ def test_refine_merge(call, tmp_path):
     assert all(torch.equal(best[name], one[name]) for name in one)
     out, _ = call("refine", "merge", "base", "worse", "--out", "third", "--data", "scored-dev.jsonl")
     assert "of the way to the tuned model: spearman" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "refine erase nosuch --data x --concept c --out o", "refine reduce nosuch --data x --to 8 --out o",
+        "refine length nosuch --data x", "refine certify nosuch --data x --out o", "refine bias nosuch",
+        "judge nosuch --data x", "embed nosuch x --out v.npy",
+    ],
+)  # fmt: skip
+def test_commands_that_only_embed_keep_few_compiled_shapes(words, tmp_path, monkeypatch, capsys):
+    """Else memory grows with the data; they ask for it before anything else."""
+    monkeypatch.chdir(tmp_path)
+    for name in products.FEW_SHAPES:
+        monkeypatch.delenv(name, raising=False)
+    assert cli.run(words.split()) == 2
+    assert {name: os.environ[name] for name in products.FEW_SHAPES} == products.FEW_SHAPES

@@ -80,7 +80,7 @@ def fits(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) in (typing.Union, types.UnionType):
         return any(fits(value, member) for member in get_args(hint))
-    if get_origin(hint) is tuple:
+    if get_origin(hint) in (tuple, list):
         return isinstance(value, list | tuple) and all(fits(member, get_args(hint)[0]) for member in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)

@@ -63,10 +63,12 @@ def judge(command: Judge, talk: Talk) -> Output:
     """Embed, measure, compare."""
     from embedtune.data.columns import parse_columns
     from embedtune.encoder.encode import open_encoder
+    from embedtune.encoder.products import bound_memory
     from embedtune.judge import compare
     from embedtune.judge import measures as m
     from embedtune.parts import open_judged
 
+    bound_memory()
     if not command.models or not command.data:
         raise UserError("name at least one model, and --data", fix="embedtune judge MODEL [MODEL ...] --data PATH")
     for path in filter(None, (command.out, command.drift)):

@@ -161,9 +161,11 @@ def merge(command: Merge, talk: Talk) -> Output:
 
 def erase(command: Erase, talk: Talk) -> Output:
     """Write the model without the concepts, or the folder of an oracle."""
+    from embedtune.encoder.products import bound_memory
     from embedtune.refine.erase import Erasure, Texts
     from embedtune.refine.erase import erase as erase_concepts
 
+    bound_memory()
     told, method = command.method == "oracle", None if command.method == "oracle" else command.method
     wanted = Erasure(command.concept, command.kind, command.also == "length", command.preserve, method,
                      command.strength)  # fmt: skip
@@ -181,9 +183,11 @@ def erase(command: Erase, talk: Talk) -> Output:
 
 def reduce(command: Reduce, talk: Talk) -> Output:
     """Write the smaller model."""
+    from embedtune.encoder.products import bound_memory
     from embedtune.refine.erase import Texts
     from embedtune.refine.reduce import reduce as reduce_dimensions
 
+    bound_memory()
     texts = Texts(command.data, command.reading.columns, command.reading.bad_rows, command.reading.rows)
     found = reduce_dimensions(command.model, texts, command.to, command.method, command.out, force=command.force,
                               precision=command.reading.precision, note=talk.note)  # fmt: skip
@@ -198,8 +202,10 @@ def length(command: Length, talk: Talk) -> Output:
     if command.out is not None:
         shared = {f.name: getattr(command, f.name) for f in fields(Erase) if hasattr(command, f.name)}
         return erase(Erase(**shared, also="length"), talk)
+    from embedtune.encoder.products import bound_memory
     from embedtune.refine.measure import measure_length
 
+    bound_memory()
     report = measure_length(command.model, command.data, columns=command.reading.columns,
                             bad_rows=command.reading.bad_rows, rows=command.reading.rows,
                             precision=command.reading.precision, note=talk.note)  # fmt: skip
@@ -208,9 +214,11 @@ def length(command: Length, talk: Talk) -> Output:
 
 def certify(command: Certify, talk: Talk) -> Output:
     """Probe, compare, and add the certificate to a folder."""
+    from embedtune.encoder.products import bound_memory
     from embedtune.parts import open_judged
     from embedtune.refine import certify as work
 
+    bound_memory()
     folder = Path(command.out or command.model)
     if not command.out and not folder.is_dir():
         raise UserError(f"give --out DIR: {command.model} is not a folder to write into")

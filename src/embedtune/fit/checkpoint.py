@@ -12,12 +12,11 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import get_type_hints
 
 from torch import Tensor
 
-from embedtune import files
+from embedtune import files, schema
 from embedtune.errors import UserError, short_list
 
 KEEP = 2
@@ -117,21 +116,12 @@ def _counters(path: Path) -> State:
     except TypeError as error:
         raise UserError(f"state.json is not of this version: {error}", where=str(path)) from error
     for name, kind in get_type_hints(State).items():
-        if not _is(getattr(state, name), kind):
+        value = getattr(state, name)
+        if not schema.fits(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"state.json has something other than {kind} as {name}", where=str(path))
     if state.step != _number(path):
         raise UserError(f"state.json is of step {state.step:,}", where=str(path))
     return state
-
-
-def _is(value: Any, kind: Any) -> bool:
-    """Whether JSON holds what the annotation of a counter says."""
-    if kind == list[str]:
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    kinds = get_args(kind) or (kind,)
-    if isinstance(value, float):
-        return float in kinds and math.isfinite(value)
-    return (value is None and NoneType in kinds) or (isinstance(value, int) and not isinstance(value, bool))
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -11,17 +11,26 @@ from embedtune.fit.engine import Objective, total_steps
 from embedtune.recipes import Loop
 
 
+def config_of(body: Any) -> Any:
+    """The config of a stock model, or of the one inside a sentence-transformers module."""
+    return getattr(body, "config", None) or body.model.config
+
+
+def widths(config: Any) -> tuple[int, int]:
+    """Hidden and intermediate size of an encoder's layers."""
+    return config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+
+
 def token_budget(model: Any, max_length: int, bf16: bool, free: int) -> int:
     """Tokens per forward pass that fit into half of `free` bytes; between one full row and 16,384.
 
     Per token and layer about 16 hidden-size and 4 intermediate-size activations are kept for the backward pass, and
     two rows of attention probabilities per head. More than 16,384 tokens gained nothing where it was measured.
     """
-    config = getattr(model, "config", None) or model.model.config  # of a sentence-transformers module: its model's
-    hidden, layers = config.hidden_size, config.num_hidden_layers
-    inner = getattr(config, "intermediate_size", 4 * hidden)
+    config = config_of(model)
+    hidden, inner = widths(config)
     per_layer = 16 * hidden + 4 * inner + 2 * config.num_attention_heads * max_length
-    per_token = layers * per_layer * (2 if bf16 else 4)
+    per_token = config.num_hidden_layers * per_layer * (2 if bf16 else 4)
     return max(max_length, min(16_384, int(free / 2 / per_token)))
 
 

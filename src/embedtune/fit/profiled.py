@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from embedtune.fit import ceiling
+from embedtune.fit.derive import config_of, widths
 
 T = TypeVar("T")
 WARM, STEPS = 5, 20  # steps that are left to themselves, and that are watched
@@ -120,10 +121,9 @@ class Watch:
         self.seen, self.seconds, self.flops = self.seen + 1, self.seconds + seconds, self.flops + flops
 
     def _lines(self) -> list[str]:
-        config = getattr(self.objective.body, "config", None) or self.objective.body.model.config
-        inner = getattr(config, "intermediate_size", 4 * config.hidden_size)
+        hidden, inner = widths(config_of(self.objective.body))
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        most = ceiling.rate(config.hidden_size, inner, dtype, self.device)
+        most = ceiling.rate(hidden, inner, dtype, self.device)
         rate = self.flops / self.seconds
         speed = f"{self.seconds:.2f} s, {self.tokens / self.seconds:,.0f} tokens/s"
         return [
