@@ -127,7 +127,8 @@ def trainer(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -
 
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(work / "out"), per_device_train_batch_size=args.batch, max_steps=args.steps, learning_rate=LR,
-        bf16=bf16, batch_sampler=BatchSamplers.NO_DUPLICATES if best else BatchSamplers.BATCH_SAMPLER,
+        bf16=bf16, use_cpu=pick_device().type == "cpu",
+        batch_sampler=BatchSamplers.NO_DUPLICATES if best else BatchSamplers.BATCH_SAMPLER,
         save_strategy="no", report_to="none", logging_strategy="no", disable_tqdm=True, seed=0,
     )  # fmt: skip
     made = SentenceTransformerTrainer(

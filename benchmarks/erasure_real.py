@@ -1,10 +1,11 @@
 """Claim: a concept erased from all-MiniLM-L6-v2 cannot be read linearly from fresh texts, and tasks lose nothing.
 
-    python benchmarks/erasure_real.py                              # all three concepts
+    python benchmarks/erasure_real.py                              # all of them
     python benchmarks/erasure_real.py length --fit 2000 --fresh 900 --queries 20      # does it run at all?
     python benchmarks/erasure_real.py length source --oracle                          # told the concept's value
 
-length: fitted on lines of general_900k and SciFact abstracts, certified on other lines and abstracts.
+length: fitted on lines of general_900k and SciFact abstracts, certified on other lines and abstracts; all smooth
+functions of it, or (length-scalar) tokens and log tokens alone.
 source: film reviews or medical sentences. role: question or answer, parted by what the question is about.
 Each is judged on all claims of SciFact and STS-B test. What is finished in --work is kept, so a stopped run goes on.
 """
@@ -98,6 +99,7 @@ def role_rows(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
 
 CLAIMS = {
     "length": (length_rows, Erasure(length=True)),
+    "length-scalar": (length_rows, Erasure(length=True, kind="scalar")),
     "source": (source_rows, Erasure(("source",))),
     "role": (role_rows, Erasure(("role",))),
 }

@@ -137,3 +137,4 @@ def test_length_is_the_count_and_every_smooth_function_of_its_logarithm():
     full = np.column_stack([np.ones(2000), z])
     for wanted in (tokens, np.log(tokens), np.log(tokens) ** 2):
         assert np.allclose(full @ np.linalg.lstsq(full, wanted, rcond=None)[0], wanted, atol=1e-8)
+    assert np.array_equal(encode(length_encodings(tokens, "scalar"), {}, tokens).T, [tokens, np.log(tokens)])

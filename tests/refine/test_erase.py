@@ -249,6 +249,8 @@ def test_the_vectors_are_cached_once_whatever_the_windows(shapes, rows, tmp_path
         (Erasure(("year",)), "say which"),
         (Erasure(("colour",)), "colour"),
         (Erasure(("topic",), kind="scalar"), "no numbers"),
+        (Erasure(length=True, kind="category"), "length is scalar or function, not 'category'"),
+        (Erasure(("topic",), kind="topic=category,length=scalar"), "'length' is neither a concept"),
     ],
 )
 def test_mistakes_are_user_errors_and_write_nothing(shapes, rows, tmp_path, wanted, says):
@@ -279,9 +281,27 @@ def test_the_commands(shapes, rows, tmp_path, monkeypatch, capsys):
     assert [c["source"] for c in told["concepts"]] == ["tokens", "log tokens"] and told["left"] < 1e-9
     assert cli.run(["refine", "length", model, "--data", str(rows), "--erase"]) == 2
     assert "--out" in capsys.readouterr().err
+    assert cli.run(["refine", "length", model, "--data", str(rows), "--kind", "scalar"]) == 2
+    assert "add --erase" in capsys.readouterr().err
     card = Path("erased/README.md").read_text()
     assert "topic (category of 3)" in card and "not linear" in card
     assert unit(encoded("short", rows)).shape == (600, 24)
+
+
+def test_of_length_the_logarithm_alone_or_every_function_of_it(shapes, rows, tmp_path):
+    ways = {
+        "scalar": Erasure(length=True, kind="scalar"),
+        "with-topic": Erasure(("topic",), kind="length=scalar", length=True),
+        "topic-by-kind": Erasure(("topic",), kind="category", length=True),
+        "function": Erasure(length=True),
+    }
+    found = {
+        name: erase(str(shapes["normalised"]), Texts(rows), wanted, tmp_path / name) for name, wanted in ways.items()
+    }
+    kinds = {name: [(c.source, c.kind) for c in each.concepts if c.name == "length"] for name, each in found.items()}
+    assert kinds["scalar"] == kinds["with-topic"] == [("tokens", "scalar"), ("log tokens", "scalar")]
+    assert kinds["function"] == kinds["topic-by-kind"] == [("tokens", "scalar"), ("log tokens", "function")]
+    assert found["scalar"].rank == 2 < found["function"].rank and found["scalar"].left < 1e-9
 
 
 def test_a_prefix_that_is_normalised_anew_has_a_model_of_its_own(shapes, rows, tmp_path):

@@ -92,6 +92,20 @@ def test_the_change_is_small():
     assert np.abs(pairs).mean() < 0.15
 
 
+def test_directions_that_have_nothing_to_do_with_the_concept_stay_as_they_are():
+    """Only the span of the covariance goes: LEACE's metric reads the concept from all other directions as well."""
+    draw = np.random.default_rng(4)
+    z = draw.normal(size=(4000, 1))
+    x = draw.normal(size=(4000, 12)) + 3 * np.eye(12)[0]
+    x[:, 1] += z[:, 0]
+    x[:, 2] += 0.8 * x[:, 1]
+    weight = fit(x, z).affine.weight
+    taken = np.linalg.svd(np.eye(12) - weight)
+    assert (taken[1] > 1e-6).sum() == 1 and taken[1][0] == pytest.approx(1, abs=0.1)  # a projection, nearly orthogonal
+    naive = np.eye(12) - leace(Statistics.of(x, z)).weight
+    assert np.linalg.norm(np.eye(12) - weight, 2) < 0.8 * np.linalg.norm(naive, 2)
+
+
 def test_what_is_to_be_preserved_stays_nearer():
     draw = np.random.default_rng(5)
     x, tokens = texts()

@@ -35,8 +35,10 @@ class Length:
     data: str
     # How the texts are read and embedded.
     reading: Reading = field(default_factory=Reading)
-    # Erase the token count and all smooth functions of its logarithm, into a new model folder.
+    # Erase the token count and functions of its logarithm, into a new model folder.
     erase: bool = False
+    # With --erase: all smooth functions of the logarithm (derived), or it alone (scalar: 2 dimensions instead of 10).
+    kind: Literal["function", "scalar"] | None = None
     # Folder of the model without length, with --erase.
     out: str | None = None
     # Replace a finished folder of that name.
@@ -58,6 +60,7 @@ class Erase:
     # Columns to be erased; all of them go together, by one map.
     concept: tuple[str, ...] = ()
     # What the columns hold: scalar, ordinal, category, multilabel or function; or of each: age=function,topic=category.
+    # length=scalar: of the text's length the token count and its logarithm alone.
     kind: str | None = None
     # Erase the length of the text too.
     also: Literal["length"] | None = None
@@ -199,6 +202,8 @@ def length(command: Length, talk: Talk) -> Output:
     """Measure, and add the direction to the folder; or erase length into a new one."""
     if command.erase != (command.out is not None):
         raise UserError("--erase and --out go together: length is erased into a new folder")
+    if command.kind and not command.erase:
+        raise UserError("says what is erased", where="--kind", fix="add --erase --out FOLDER, or leave it out")
     if command.out is not None:
         shared = {f.name: getattr(command, f.name) for f in fields(Erase) if hasattr(command, f.name)}
         return erase(Erase(**shared, also="length"), talk)

@@ -21,13 +21,12 @@ from embedtune.plots import save_figure
 from embedtune.refine.bake import weight_sums
 from embedtune.refine.certificate import Certificate, Erasure, Target, find
 from embedtune.refine.certificate_page import page, picture
-from embedtune.refine.concepts import Encoding, Survey, length_encodings, missing
+from embedtune.refine.concepts import LENGTH, Encoding, Survey, length_encodings, missing
 from embedtune.refine.cost import Cost, movement, tasks
 from embedtune.refine.probes import ASKED, FEWEST, basis, chance_below
 from embedtune.refine.sidecar import ABOUT, digest, fitted_texts, read_about
 from embedtune.refine.told import KIND, Oracle, ToldEncoder
 
-LENGTH = "length"
 CERTIFICATE = "certificate"
 LEAST = 5 * 3  # rows of a class, which probes part three times
 TOO_GOOD = 1e-9  # chance of an R2 so small on rows that an eraser has not seen

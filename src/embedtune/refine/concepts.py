@@ -19,6 +19,7 @@ from embedtune.errors import UserError, short_list
 Kind = Literal["scalar", "ordinal", "category", "multilabel", "function"]
 Source = Literal["column", "tokens", "log tokens"]
 KINDS = get_args(Kind)
+LENGTH = "length"  # the concept that is no column
 NUMBERS = ("scalar", "ordinal", "function")
 DEGREE, KNOTS = 3, 8  # a cubic spline on the ends and six quantiles between: ten basis functions
 MOST_CLASSES = 10_000  # a column with more distinct values is no column of classes
@@ -184,8 +185,10 @@ class Survey:
         return UserError(what, where=f"concept {self.name!r}", fix=fix)
 
 
-def length_encodings(tokens: np.ndarray) -> tuple[Encoding, Encoding]:
+def length_encodings(tokens: np.ndarray, kind: Kind | None = None) -> tuple[Encoding, Encoding]:
     """The token count itself, and all smooth functions of its logarithm; tokens (n,) may be a memory map.
+
+    Of kind "scalar" the second is the logarithm alone.
 
     Raises UserError where all texts are of one length.
     """
@@ -193,14 +196,14 @@ def length_encodings(tokens: np.ndarray) -> tuple[Encoding, Encoding]:
     if low == high:
         what = f"is {tokens.max():,} tokens in every row: there is nothing to erase"
         raise UserError(what, where="concept 'length'", fix="give texts of different lengths")
+    count = Encoding(LENGTH, "scalar", source="tokens")
+    if kind == "scalar":
+        return count, Encoding(LENGTH, "scalar", source="log tokens")
     stride = 1
     while len(tokens) > stride * SAMPLE:
         stride *= 2
     knots = _knots(low, high, np.log(np.maximum(tokens[::stride], 1)))
-    return (
-        Encoding("length", "scalar", source="tokens"),
-        Encoding("length", "function", knots=tuple(knots.tolist()), source="log tokens"),
-    )
+    return count, Encoding(LENGTH, "function", knots=tuple(knots.tolist()), source="log tokens")
 
 
 def _knots(low: float, high: float, sample: np.ndarray | list[float]) -> np.ndarray:

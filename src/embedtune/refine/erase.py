@@ -16,7 +16,7 @@ from embedtune.data.read import BadRows, Counts, DataLike, Row, read_texts
 from embedtune.errors import UserError, short_list
 from embedtune.refine.affine import Affine
 from embedtune.refine.cached import Cached, cache
-from embedtune.refine.concepts import NUMBERS, Encoding, Survey, length_encodings, missing
+from embedtune.refine.concepts import LENGTH, NUMBERS, Encoding, Survey, length_encodings, missing
 from embedtune.refine.fitting import fit_map
 from embedtune.refine.probes import floor
 from embedtune.refine.sidecar import digest, write_erasure
@@ -41,8 +41,8 @@ class Erasure:
     """What is to be erased, and how; all concepts are erased by one map."""
 
     concepts: tuple[str, ...] = ()  # columns
-    kind: str | None = None  # of all columns, or of each: age=function,topic=category
-    length: bool = False  # the token count, and all smooth functions of its logarithm
+    kind: str | None = None  # of all columns, or of each: age=function,topic=category,length=scalar
+    length: bool = False  # the token count with its logarithm, and all smooth functions of that unless kind is scalar
     preserve: str | None = None  # a column whose covariance is to stay
     method: Method | None = None  # derived: sphere where the output is normalised, leace elsewhere
     strength: float = 1.0
@@ -62,15 +62,18 @@ class Erasure:
             raise UserError(f"--method {self.method} cannot preserve a column", fix=f"--method {PRESERVING[1]}")
         if not 0 <= self.strength <= 1:
             raise UserError(f"must lie between 0 and 1, not {self.strength:g}", where="--strength")
+        if self.length and (kind := self.kinds().get(LENGTH)) not in (None, "scalar", "function"):
+            raise UserError(f"length is scalar or function, not {kind!r}", where="--kind")
 
     def kinds(self) -> dict[str, Any]:
-        """The kind that was given for each column."""
+        """The kind that was given for each column, and for length; a bare kind is of the columns, if there are any."""
+        names = (*self.columns, *([LENGTH] if self.length else []))
         if self.kind is None or "=" not in self.kind:
-            return dict.fromkeys(self.columns, self.kind)
+            return dict.fromkeys(names) | dict.fromkeys(self.columns or names, self.kind)
         given = parse_columns(self.kind)
-        if strange := [name for name in given if name not in self.columns]:
+        if strange := [name for name in given if name not in names]:
             raise UserError(f"{strange[0]!r} is neither a concept nor preserved", where="--kind")
-        return {name: given.get(name) for name in self.columns}
+        return {name: given.get(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ def apply(
     from embedtune.refine import bake
 
     method, normalise, said = _way(wanted.method, normalised, model.similarity_fn_name)
-    concepts = (*(length_encodings(cached.tokens) if wanted.length else ()), *encodings)
+    lengths = length_encodings(cached.tokens, wanted.kinds()[LENGTH]) if wanted.length else ()
+    concepts = (*lengths, *encodings)
     concepts, preserve = (concepts[:-1], concepts[-1:]) if wanted.preserve else (concepts, ())
     found = fit_map(cached, concepts, preserve, method, wanted.strength, normalise)
     place = bake.attach(model, found.affine, normalise)

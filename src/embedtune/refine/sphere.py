@@ -1,9 +1,10 @@
-"""Sphere-LEACE: a map after which the *normalised* vectors have no covariance with a concept.
+"""Sphere: a map after which the *normalised* vectors have no covariance with a concept.
 
 Normalising is not linear: divided by its norm, even a constant offset tells the norm, and norms tell much (length above
 all). So LEACE followed by normalisation can leave more than there was. Here the norms are part of the condition. With
-y = T h, h = (whitened x, 1) and the norms u = 1/|y| held fast, Cov(y/|y|, z) = 0 reads T C = 0 with C = E[u h z'], and
-the least change of cosines is T0 (I - C (C'MC)^-1 C'M), M = E[u^2 h h']^-1. Then the norms are computed again.
+y = T h, h = (x about its mean, 1) and the norms u = 1/|y| held fast, Cov(y/|y|, z) = 0 reads T C = 0, C = E[u h z'].
+Of the maps that fulfil it T0 (I - C (C'C)^-1 C') takes the span of C and nothing else. Then the norms are computed
+anew. (LEACE's I - C (C'MC)^-1 C'M changes vectors less on average and rankings more: docs/why.md.)
 That the round trip converges is measured, not proved; Anderson's acceleration (Walker and Ni, 2011) makes it fast
 where norms vary much.
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
-from embedtune.refine.eraser import COLLINEAR, Whitening, check_room, removal, whitened_concept, whitening
+from embedtune.refine.eraser import check_room, removal, whitened_concept, whitening
 from embedtune.refine.statistics import Statistics
 
 Chunks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # (x (m, d), z (m, k)), from the start at each call
@@ -38,13 +39,25 @@ class Sphere:
 
 
 @dataclass(frozen=True, eq=False)
+class _Live:
+    """The directions that carry anything: x - mean = spread basis w, and h = (w, 1)."""
+
+    mean: np.ndarray  # (d,)
+    basis: np.ndarray  # (d, r), orthonormal
+    spread: float  # root of the mean variance
+
+    def coordinates(self, x: np.ndarray) -> np.ndarray:
+        """h (m, r + 1) of x (m, d)."""
+        return np.column_stack([(x - self.mean) @ self.basis / self.spread, np.ones(len(x))])
+
+
+@dataclass(frozen=True, eq=False)
 class _Pass:
     """What one pass over the rows tells about the map T (d, r + 1)."""
 
     T: np.ndarray
     concept: np.ndarray  # E[u h z'] (r + 1, q), z whitened
     kept: np.ndarray  # the same of what is to be preserved (r + 1, p)
-    second: np.ndarray  # E[u^2 h h'] (r + 1, r + 1)
     size: float  # of the covariance
     low: float  # the smallest norm, as a part of the mean one
     row: int  # whose it is
@@ -67,38 +80,44 @@ def sphere(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
-    white = whitening(statistics)
+    live = _live(statistics)
     # A dead coordinate starts at its mean. It does not stay there: a constant, normalised, would tell the norm.
-    identity = np.column_stack([white.back, white.mean])
+    identity = np.column_stack([live.spread * live.basis, live.mean])
     split = len(statistics.mean_z) - keep
     wanted = [whitened_concept(statistics, part) for part in (slice(split), slice(split, None))]
-    now = best = _look(chunks, statistics, white, identity, wanted)
+    now = best = _look(chunks, statistics, live, identity, wanted)
     _check_norms(best)
     found, damping = [best.size], 1.0
-    history = [(identity, _next(best, identity, white))]
+    history = [(identity, _next(best, identity))]
     rank = int(np.linalg.matrix_rank(identity - history[0][1], tol=1e-6 * np.linalg.norm(identity, 2)))
     check_room(rank, identity.shape[1] - 1)
     while best.size > ENOUGH and len(found) <= passes:
-        now = _look(chunks, statistics, white, _mixed(history), wanted)
+        now = _look(chunks, statistics, live, _mixed(history), wanted)
         found.append(now.size)
         if now.size > RISE * best.size or now.low < SHORTEST:
             damping /= 2
-            history = [(best.T, best.T + damping * (_next(best, identity, white) - best.T))]
+            history = [(best.T, best.T + damping * (_next(best, identity) - best.T))]
             continue
         best = min(best, now, key=lambda each: each.size)
-        history = [*history, (now.T, _next(now, identity, white))][-MEMORY:]
+        history = [*history, (now.T, _next(now, identity))][-MEMORY:]
     T = identity + strength * (best.T - identity)
-    weight = T[:, :-1] @ white.forward
-    return Sphere(Affine(weight, T[:, -1] - weight @ white.mean), tuple(found), best.size, rank)
+    weight = T[:, :-1] @ live.basis.T / live.spread
+    return Sphere(Affine(weight, T[:, -1] - weight @ live.mean), tuple(found), best.size, rank)
 
 
-def _look(chunks: Chunks, statistics: Statistics, white: Whitening, T: np.ndarray, wanted: list[np.ndarray]) -> _Pass:
+def _live(statistics: Statistics) -> _Live:
+    white = whitening(statistics)
+    basis, spread, _ = np.linalg.svd(white.back, full_matrices=False)
+    return _Live(white.mean, basis, float(np.sqrt(np.mean(spread**2))))
+
+
+def _look(chunks: Chunks, statistics: Statistics, live: _Live, T: np.ndarray, wanted: list[np.ndarray]) -> _Pass:
     """One pass over all rows with the map T."""
     r = T.shape[1]
     crosses = [np.zeros((r, each.shape[1])) for each in wanted]
-    second, first, n, low, row, norms = np.zeros((r, r)), np.zeros(r), 0, np.inf, 0, 0.0
+    first, n, low, row, norms = np.zeros(r), 0, np.inf, 0, 0.0
     for x, z in chunks():
-        h = np.column_stack([(x - white.mean) @ white.forward.T, np.ones(len(x))])
+        h = live.coordinates(x)
         norm = np.linalg.norm(h @ T.T, axis=1)
         if norm.min(initial=np.inf) < low:
             low, row = float(norm.min()), n + int(norm.argmin())
@@ -107,11 +126,10 @@ def _look(chunks: Chunks, statistics: Statistics, white: Whitening, T: np.ndarra
         centred = z - statistics.mean_z
         for cross, each in zip(crosses, wanted, strict=True):
             cross += h.T @ (centred @ each)
-        second += h.T @ h
         first += h.sum(axis=0)
     variance = 1 - float(np.sum((T @ first / n) ** 2))  # of the normalised vectors, all dimensions together
     size = float(np.linalg.norm(T @ crosses[0] / n) / np.sqrt(max(variance, 1e-300)))
-    return _Pass(T, crosses[0] / n, crosses[1] / n, second / n, size, low / (norms / n), row)
+    return _Pass(T, crosses[0] / n, crosses[1] / n, size, low / (norms / n), row)
 
 
 def _check_norms(now: _Pass) -> None:
@@ -123,15 +141,9 @@ def _check_norms(now: _Pass) -> None:
         )
 
 
-def _next(now: _Pass, identity: np.ndarray, white: Whitening) -> np.ndarray:
+def _next(now: _Pass, identity: np.ndarray) -> np.ndarray:
     """The map that would leave no covariance if the norms stayed as they are."""
-    second = (1 - white.shrinkage) * now.second + white.shrinkage * np.diag(np.diag(now.second))
-    values, vectors = np.linalg.eigh(second)
-    alive = values > COLLINEAR * values[-1]
-    root, vectors = np.sqrt(values[alive]), vectors[:, alive]
-    forward, back = vectors.T / root[:, None], vectors * root
-    inner = removal(forward @ now.concept, forward @ now.kept)
-    return identity - identity @ back @ (np.eye(len(inner)) - inner) @ forward
+    return identity @ removal(now.concept, now.kept)
 
 
 def _mixed(history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
