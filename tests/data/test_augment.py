@@ -490,6 +490,8 @@ def test_the_share_of_words_that_changed():
     assert words_changed(before, before.replace("3", "x")) == pytest.approx(0.1)
     assert words_changed(before, before.replace("3", "x y")) == pytest.approx(2 / 11)
     assert words_changed("a b c d", "d b c a") == 0.5
+    long = "word " * 100_000  # compared whole it would take an hour
+    assert words_changed(long, long) == 0 and words_changed(long, "x " + long) == pytest.approx(0.002)
 
 
 def test_examples_and_report_are_plain_values(tmp_path):

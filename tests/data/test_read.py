@@ -328,3 +328,31 @@ def test_columns_on_the_command_line():
         with pytest.raises(UserError, match=f"'{columns}' is not of the form text=NAME") as caught:
             parse_columns(columns)
         assert caught.value.where == "--columns"
+
+
+def test_rows_without_a_header_are_counted_by_what_is_wrong_with_them(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(b"a\tb\n\nc\xff\td\ne\tf\n")
+    counts = Counts()
+    rows = list(read_rows(tmp_path / "a.tsv", header=False, bad_rows="skip", counts=counts))
+    assert [list(row.values.values()) for row in rows] == [["a", "b"], ["e", "f"]]
+    assert counts.rejected == {"blank": 1, "not UTF-8": 1} and counts.rows == 4
+    with pytest.raises(UserError, match="row 3.*is not UTF-8"):
+        list(read_rows(tmp_path / "a.tsv", header=False))
+    (tmp_path / "b.csv").write_text("text,n\na,1\nb,1,2\nc\n")
+    counts = Counts()
+    assert len(list(read_rows(tmp_path / "b.csv", bad_rows="skip", counts=counts))) == 1
+    assert counts.rejected == {"ragged": 2}
+
+
+def test_of_several_problems_the_one_that_decides_is_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"txt": "b\xff"}\n')
+    for bad_rows, reason in (("skip", "not UTF-8"), ("replace", "no column")):
+        counts = Counts()
+        assert len(list(read_texts(tmp_path / "a.jsonl", bad_rows=bad_rows, counts=counts))) == 1
+        assert counts.rejected == {reason: 1} and not counts.replaced
+
+
+def test_the_first_column_of_texts_is_the_example(tmp_path):
+    (tmp_path / "a.csv").write_text("one,two\na,b\n")
+    with pytest.raises(UserError, match="for example --columns text=one"):
+        list(read_texts(tmp_path / "a.csv"))

@@ -113,6 +113,8 @@ def test_memory_is_flat(monkeypatch):
         ([["a"], ["b"]], "category", "multilabel"),
         (["a", "1"], "scalar", "1 of 2 values are no numbers"),
         (["a", "b"], "colour", "must be one of"),
+        ([1, 10**400], "scalar", "is no finite number"),
+        (["1", "9" * 400], "scalar", "is no finite number"),
     ],
 )
 def test_mistakes_name_what_is_wrong(values, kind, says):

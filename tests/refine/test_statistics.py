@@ -56,6 +56,15 @@ def test_a_mean_of_ten_thousand_deviations_passes():
     assert_same(accumulate((x[i : i + 1], z[i : i + 1]) for i in range(len(x))), by_hand(x, z))
 
 
+def test_no_variance_is_below_zero():
+    """Of columns without spread many would be, and with NaN for a spread all others would count as dead too."""
+    constants = np.random.default_rng(0).normal(size=500)
+    for n in (1, 3, 1000):
+        x = np.tile(constants, (n, 1))
+        found = Statistics.of(x, x[:, :9], np.full(n, 0.7))
+        assert found.S_xx.diagonal().min() >= 0 and found.S_zz.diagonal().min() >= 0
+
+
 def test_float32_with_a_mean_is_centred_in_float64():
     x, z = rows()
     x = (x * 0.1 + 30).astype(np.float32)

@@ -26,7 +26,12 @@ TARGETS = {
     "A14": "out of memory: smaller micro-batches, the same result",
     "A15": "SIGTERM and SIGINT: a checkpoint, then as if uninterrupted",
     "A16": "several processes: as one, whatever befalls one of them",
+    "B1": "malformed files through every command that reads one",
     "C3": "inputs changed at random: read, or refused with the right error",
+    "D1": "connections that send slowly hold up nobody",
+    "D2": "more requests than can be answered: 200, or 429 with a time to come back",
+    "D7": "broken requests over a socket: answered or hung up on, and the next one is answered",
+    "D8": "many requests: memory, open files and threads stay level",
     "E1": "bulk embedding and an index, killed at every call",
 }
 NOW = {"cases": 0, "remarks": []}  # of the test that is running

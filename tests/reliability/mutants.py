@@ -39,7 +39,8 @@ WARM = ("hypothesis", "pytest", "numpy", "torch", "safetensors.torch", "pyarrow.
 SLOW = ("test_decompression_bomb", "test_memory_is_flat", "test_commands_end_in_words", "test_the_doctor_has_a_word",
         "test_most_of_them_are_refused", "test_overload_gives_answers", "test_import_is_cheap")  # fmt: skip
 PYTEST = ("-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin", "--hypothesis-seed=0")  # and no other plugin
-CPU_SECONDS, IDLE_SECONDS, BYTES = 60, 90, 16 << 30  # a mutant that takes more has been noticed: it hangs
+# A mutant that takes more has been noticed: it hangs. POLL: seconds between two looks at it.
+CPU_SECONDS, IDLE_SECONDS, BYTES, POLL = 240, 120, 16 << 30, 0.05
 
 OTHER: dict[type, list[type]] = {
     ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt],
@@ -182,20 +183,21 @@ def noticed(path: Path, tree: ast.AST, tests: list[str]) -> str:
 
 
 def ended(pid: int) -> int:
-    """How a child ended. One that works is waited for, however slow the machine; one that waits for ever is killed."""
+    """How a child ended. One that works is waited for, however slow the machine; one that only waits is killed.
+
+    Looking again and again whether something has come is waiting too: that is asleep nearly whenever it is looked at.
+    """
     import psutil
 
-    process, seen, since = psutil.Process(pid), 0.0, time.monotonic()
+    process, asleep = psutil.Process(pid), 0.0
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status
-        spent = sum(process.cpu_times()[:2])
-        if spent > seen + 1:
-            seen, since = spent, time.monotonic()
-        elif time.monotonic() > since + IDLE_SECONDS:
+        asleep += POLL if process.status() == psutil.STATUS_SLEEPING else 0
+        if asleep > IDLE_SECONDS:
             process.kill()
-        time.sleep(0.05)
+        time.sleep(POLL)
 
 
 def try_module(path: Path, sample: int, results: Path) -> tuple[int, list[dict]]:

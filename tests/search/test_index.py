@@ -10,13 +10,14 @@ import pytest
 
 from conftest import corpus
 from embedtune import cli
+from embedtune.data.read import Counts
 from embedtune.errors import UserError
 from embedtune.nearest import Unit, top_k
 from embedtune.search import index as searching
 from embedtune.search import store
 from embedtune.search.contract import fuse
 from embedtune.search.index import Index, create
-from embedtune.search.rows import Record
+from embedtune.search.rows import Record, read_records
 
 bm25s = pytest.importorskip("bm25s")
 TEXTS = sorted({line for line in corpus(700, seed=5).split("\n") if len(line) > 12})
@@ -303,6 +304,15 @@ def test_without_the_package_there_is_no_lexical_search(model, tmp_path, monkeyp
     assert made.search(["ba"])[0]
     monkeypatch.undo()
     assert made.compact().search([TEXTS[3]], mode="lexical")[0][0].text == TEXTS[3]
+
+
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path):
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"text": "a", "k\\u00e9": 1}\n{"text": "b", "k\\udfff": 1}\n')
+    read = read_records(str(rows), {}, "fail", Counts())
+    assert next(read).columns == {"k\u00e9": 1}
+    with pytest.raises(UserError, match=r"line 2: half a surrogate pair .*name of the column 'k.udfff'"):
+        next(read)
 
 
 def test_the_commands(model, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,8 @@ import pytest
 pytest.importorskip("fastapi")
 
 from embedtune.cli import run  # noqa: E402
+from embedtune.commands.serve import Serve  # noqa: E402
+from embedtune.serve.batcher import Limits  # noqa: E402
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -32,3 +34,9 @@ def test_a_port_in_use_and_a_model_that_is_not_there(tiny_model, capsys):
     assert "cannot listen" in capsys.readouterr().err
     assert run(["serve", "no-such-model"]) == 2
     assert "no-such-model" in capsys.readouterr().err
+
+
+def test_the_limits_of_the_command_are_those_of_the_queue():
+    asked, limits = Serve("model"), Limits()
+    assert (asked.batch_tokens, asked.queue_seconds, asked.queue_items) == (8192, 2.0, 8192)
+    assert (limits.batch_tokens, limits.queue_seconds, limits.queue_items) == (8192, 2.0, 8192)

@@ -260,7 +260,11 @@ def _is_number(value: Any) -> bool:
 def _number(value: Any, name: str, row: int) -> float:
     if _labels(value) is None:
         return float("nan")
-    number = float(value) if _is_number(value) else np.inf
+    try:
+        number = float(value) if _is_number(value) else np.inf
+    except OverflowError:  # a whole number beyond all floats
+        number = np.inf
     if not np.isfinite(number):
-        raise UserError(f"{value!r} is no finite number", where=f"concept {name!r}, value {row:,}", fix="mend the row")
+        what = f"{repr(value)[:40]} is no finite number"
+        raise UserError(what, where=f"concept {name!r}, value {row:,}", fix="mend the row")
     return number

@@ -186,10 +186,16 @@ def _block(
         float(ones @ ones),
         mean_x + left_x,
         mean_z + left_z,
-        x.T @ x - np.outer(weight * left_x, left_x),  # numpy sees X'X and calls dsyrk: symmetric to the bit
+        _no_less_than_zero(x.T @ x - np.outer(weight * left_x, left_x)),  # X'X is dsyrk: symmetric to the bit
         x.T @ z - np.outer(weight * left_x, left_z),
-        z.T @ z - np.outer(weight * left_z, left_z),
+        _no_less_than_zero(z.T @ z - np.outer(weight * left_z, left_z)),
     )
+
+
+def _no_less_than_zero(moments: np.ndarray) -> np.ndarray:
+    """Variances of columns without spread are rounded to a little below zero: their roots would be NaN."""
+    np.fill_diagonal(moments, np.maximum(moments.diagonal(), 0))
+    return moments
 
 
 def _plus_outer(a: np.ndarray, b: np.ndarray, pull: float, u: np.ndarray, v: np.ndarray) -> np.ndarray:

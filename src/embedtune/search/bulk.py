@@ -108,8 +108,10 @@ def bulk(
         try:
             ranges = _fill(home, stream, iter(rows), job, done, note)
         except BaseException:
-            if not any(home.glob("block-*")):
-                shutil.rmtree(home)  # there is nothing to go on from
+            if any(home.glob("block-*")):
+                note(f"{home} holds what is finished: --resume goes on from there")
+            else:
+                shutil.rmtree(home)
             raise
         _publish(home, job, ranges, done)
     (home / START).unlink()

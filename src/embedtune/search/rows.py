@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedtune.data.named import find_column
-from embedtune.data.read import BadRows, Counts, read_texts
+from embedtune.data.read import BadRows, Counts, place, read_texts
+from embedtune.errors import UserError
 
 IDS = ("id", "_id", "doc_id", "docid", "document_id", "key")
 STDIN = "-"
@@ -35,6 +36,9 @@ def read_records(data: str, columns: Mapping[str, str], bad_rows: BadRows, count
         found = row.values[name] if name else None
         numbered = found in (None, "")
         others = {k: v for k, v in row.values.items() if k not in ("text", name)}
+        if wrong := [k for k in others if not k.isascii() and k.encode(errors="replace").decode() != k]:
+            what = f"half a surrogate pair stands in the name of the column {ascii(wrong[0][:40])}"
+            raise UserError(what, where=place(row), fix="give the column another name")
         yield Record(str((row.number if alone else count) if numbered else found), text, others, numbered)
 
 
