@@ -41,6 +41,7 @@ RECIPES = st.builds(
     columns=maybe(TEXT),
     bad_rows=st.sampled_from(["fail", "skip", "replace"]),
     max_length=maybe(WHOLE),
+    on_the_fly=maybe(st.booleans()),
     mask_rate=maybe(REAL),
     whole_words=st.booleans(),
     scratch=st.booleans(),

@@ -72,6 +72,10 @@ def _past_needs(recipe: Any) -> list[Need]:
             past.continue_from is None or not getattr(recipe, "scratch", False),
             "scratch and continue_from exclude each other: say one of them",
         ),
+        (
+            past.continue_from is None or not getattr(recipe, "on_the_fly", False),
+            "on_the_fly and continue_from exclude each other: a run that goes on holds both texts in memory",
+        ),
     ]
 
 

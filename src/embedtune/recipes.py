@@ -100,6 +100,8 @@ class MLM:
     bad_rows: BadRows = "fail"
     # Tokens per row; longer lines are chunked, never cut (derived from the model).
     max_length: int | None = None
+    # Tokenise lines when a batch takes them, not before training (derived: for more than 500 MB of text).
+    on_the_fly: bool | None = None
     # Share of tokens masked in training (derived: 0.15, ModernBERT 0.30); scoring always masks 0.15.
     mask_rate: float | None = None
     # Mask whole words instead of single tokens.

@@ -362,8 +362,9 @@ def _agree(home: Path, start: Mapping[str, Any], resume: bool) -> recipes.Loop |
         return None
     before = files.read_json(path)
     differs = []
-    for key, value in start.items():
-        if before.get(key) == value:
+    for key in dict.fromkeys([*start, *before]):  # also what only one of them says
+        value = start.get(key)
+        if key == "loop" or before.get(key) == value:
             continue
         if key == "recipe":
             old, new = str(before.get(key, "")).splitlines(), str(value).splitlines()

@@ -7,7 +7,16 @@ import signal
 import pytest
 
 from reliability import ledger
-from reliability.conftest import assert_clean, at_line, interrupted, result, strike_at_random
+from reliability.conftest import (
+    RUN,
+    assert_clean,
+    at_line,
+    interrupted,
+    place,
+    result,
+    strike_at_random,
+    uninterrupted,
+)  # fmt: skip
 
 KINDS = [("bert", "fp32"), ("bert", "bf16"), ("minilm", "bf16"), ("modernbert", "fp32")]
 LONG = [pytest.param(block, marks=pytest.mark.slow) for block in range(1, 11)]
@@ -19,6 +28,14 @@ LONG = [pytest.param(block, marks=pytest.mark.slow) for block in range(1, 11)]
 def test_killed_at_random_instants(zygote, reference, kind, precision, block):
     """Five kills of each kind, 20 in all: log, scores and weights are the same. A hundred more in the long run."""
     strike_at_random(zygote, reference(kind, precision), f"{kind}-{precision}-{block}", 10 if block else 5)
+
+
+@pytest.mark.target("A1")
+def test_killed_while_lines_are_tokenised_on_the_fly(zygote, tiny_model, tmp_path):
+    folder = place(tmp_path / "run", tiny_model("minilm"))
+    whole = uninterrupted(zygote, folder, [*RUN, "--precision", "fp32", "--on-the-fly", "True"])
+    assert "tokenised on the fly" in whole.ended.said
+    strike_at_random(zygote, whole, "on-the-fly", 3)
 
 
 @pytest.mark.slow

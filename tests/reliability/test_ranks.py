@@ -28,6 +28,8 @@ SHARED = "--model model --lr 5e-5 --checkpoint-steps 4 --eval-steps 99 --log-ste
 # The rate is the usual one: where a gradient is near zero Adam makes 2e-5 of rounding at 3e-4, in one process as well.
 TASKS = {
     "mlm": ("bert", 2, 1, "fit mlm text.txt --batch 13 --max-tokens 64 --dev-rows 16 --max-steps 12"),
+    "lines": ("bert", 2, 1, "fit mlm text.txt --batch 13 --max-tokens 64 --dev-rows 16 --max-steps 12"
+              " --on-the-fly True"),
     "fresh head": ("minilm", 2, 13, "fit mlm text.txt --batch 13 --max-tokens 64 --dev-rows 16 --max-steps 6"),
     "contrastive": ("minilm", 3, 1, "fit contrastive plain.jsonl --batch 53 --epochs 2 --symmetric"),
     "negatives": ("modernbert", 2, 3, "fit contrastive pairs.jsonl --batch 17 --max-tokens 256 --length-penalty 1"),

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from embedtune.data import formats
 from embedtune.data.formats import BLANK, Header, Items
@@ -23,10 +23,11 @@ DataLike = str | Path | Sequence[str | Mapping[str, Any]]
 BadRows = Literal["fail", "skip", "replace"]
 
 EXAMPLES = 3
+TEXT = {"text": "text"}
+PACKED = 3  # times that text is usually larger than packed
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One record: its cells by column name, and where it stands (`number` counts lines or records from 1)."""
 
     values: dict[str, Any]
@@ -119,6 +120,14 @@ def read_texts(
     Where no column is called "text", the only column of strings is taken, and `counts.notes` says so.
     """
     return _read(data, columns, bad_rows, counts, text=True)
+
+
+def stored_bytes(data: DataLike) -> int:
+    """About how much text the files of `data` hold, by their sizes on the disk; 0 for what is no file or folder."""
+    if not isinstance(data, str | Path) or str(data).startswith(HUB):
+        return 0
+    packed = {path: ending(path)[1] or ending(path)[0] == ".parquet" for path in find_files(data)[0]}
+    return sum(path.stat().st_size * (PACKED if small else 1) for path, small in packed.items())
 
 
 def _read(
@@ -238,10 +247,10 @@ def inspect(
     values: dict[str, Any], renamed: dict[str, str], text: bool
 ) -> tuple[dict[str, Any] | None, Problem | None]:
     """The values under their new names, and what is wrong with them (then None, or the mended values)."""
-    needed = {"text": "text", **renamed} if text else renamed
-    missing = next((old for old in needed.values() if old not in values), None)
-    if missing is not None:
-        return None, Problem("no column", f"has no {missing!r}{did_you_mean(missing, list(values))}")
+    needed = ({"text": "text", **renamed} if renamed else TEXT) if text else renamed
+    for old in needed.values():  # plain loops: they are run for every row of a file
+        if old not in values:
+            return None, Problem("no column", f"has no {old!r}{did_you_mean(old, list(values))}")
     if renamed:
         kept = {name: value for name, value in values.items() if name not in renamed.values()}
         values = kept | {new: values[old] for new, old in renamed.items()}
@@ -252,7 +261,10 @@ def inspect(
         if not isinstance(value, str):
             what = f"has {type(value).__name__} where a text must stand"
             return None, Problem("not text", what)
-    if all(isinstance(value, str) and "\0" not in value and value.isascii() for value in values.values()):
+    for value in values.values():
+        if not (isinstance(value, str) and value.isascii() and "\0" not in value):
+            break
+    else:
         return values, None  # the usual case, fast
     try:
         return _mend(values)

@@ -6,12 +6,14 @@ whose text stands in a training row as well is moved to the training side, and c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from embedtune import keyed
+from embedtune.data.spool import Spool
 from embedtune.data.tokens import Tokens
 from embedtune.errors import UserError
 
@@ -23,38 +25,89 @@ ROWS = 4096  # training rows compared at once
 
 
 @dataclass(frozen=True)
+class AllBut:
+    """The row numbers below `size` that are not among `left_out` (ascending): as an array of them, but not stored."""
+
+    size: int
+    left_out: np.ndarray
+
+    def __len__(self) -> int:
+        return self.size - len(self.left_out)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        return places + np.searchsorted(self.left_out - np.arange(len(self.left_out)), places, side="right")
+
+
+@dataclass(frozen=True)
 class Split:
     """Row numbers of the two sides, and how many held-out rows were moved because training has their text."""
 
-    train: np.ndarray
+    train: np.ndarray | AllBut
     dev: np.ndarray
     moved: int
 
 
 def hold_out(tokens: Tokens, rows: int, seed: int) -> Split:
     """Hold out about `rows` rows, at most a tenth. Raises UserError where none can be held out."""
-    wanted = min(rows, len(tokens) // 10)
-    if wanted == 0:
-        raise UserError(
-            f"{len(tokens)} row(s) of text: too few to hold any out for scoring",
-            fix="give at least 10 lines, or a file of its own to score on with --dev FILE",
-        )
-    run = max(1, min(RUN, wanted // 8))
-    # Rows lie in reading order, so a group ends where the document or the run of lines changes.
-    edges = (np.diff(tokens.document) != 0) | (np.diff(tokens.line // run) != 0)
-    group = np.concatenate([[0], np.cumsum(edges)])
-    place = np.argsort(keyed.key(seed, np.arange(group.max() + 1)), kind="stable").argsort()
-    sizes = np.bincount(group)
-    before = np.concatenate([[0], np.cumsum(sizes[place.argsort()])])[:-1]
-    held = (before < wanted)[place[group]]
+    held = np.zeros(len(tokens), bool)
+    places = np.stack([tokens.document, tokens.line], axis=1)
+    held[_drawn([places], _wanted(len(tokens), rows), seed)] = True
     found = also_in(tokens, np.flatnonzero(~held), np.flatnonzero(held))
     held[found] = False
-    if not held.any():
+    _need_some(bool(held.any()))
+    return Split(np.flatnonzero(~held), np.flatnonzero(held), len(found))
+
+
+def hold_out_lines(lines: Spool, rows: int, seed: int) -> dict[str, Any]:
+    """`hold_out` of lines that are not tokenised: only those whose very text training also has are moved.
+
+    Line numbers `held`, ascending, and how many were `moved`. Memory is bounded by the held-out lines.
+    """
+    drawn = _drawn(lines.all_places(), _wanted(len(lines), rows), seed)
+    texts, numbers = lines.texts(drawn), set(drawn.tolist())
+    known = {text for number, text in lines.having(set(texts)) if number not in numbers}
+    held = [number for number, text in zip(drawn.tolist(), texts) if text not in known]
+    _need_some(bool(held))
+    return {"held": held, "moved": len(drawn) - len(held)}
+
+
+def _wanted(count: int, rows: int) -> int:
+    wanted = min(rows, count // 10)
+    if wanted == 0:
+        raise UserError(
+            f"{count} row(s) of text: too few to hold any out for scoring",
+            fix="give at least 10 lines, or a file of its own to score on with --dev FILE",
+        )
+    return wanted
+
+
+def _need_some(some: bool) -> None:
+    if not some:
         raise UserError(
             "every row that could be held out for scoring also stands in the training text",
             fix="remove the duplicates, or give a file of its own to score on with --dev FILE",
         )
-    return Split(np.flatnonzero(~held), np.flatnonzero(held), len(found))
+
+
+def _drawn(places: Iterable[np.ndarray], wanted: int, seed: int) -> np.ndarray:
+    """Rows of the groups with the smallest keys that have `wanted` rows together, ascending.
+
+    `places` are (n, 2) documents and lines in them, block by block and in reading order, so a group ends where the
+    document or the run of lines changes. Only the best so far are kept.
+    """
+    run = max(1, min(RUN, wanted // 8))
+    rows, keys = np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    seen, group, last = 0, -1, np.array([[-1, -1]])
+    for block in places:
+        here = np.stack([block[:, 0], block[:, 1] // run], axis=1)
+        groups = group + np.cumsum((np.diff(here, axis=0, prepend=last) != 0).any(axis=1))
+        rows = np.concatenate([rows, seen + np.arange(len(block))])
+        keys = np.concatenate([keys, keyed.key(seed, groups)])
+        if len(keys) > wanted:
+            best = keys <= np.partition(keys, wanted - 1)[wanted - 1]  # no two groups share a key
+            rows, keys = rows[best], keys[best]
+        seen, group, last = seen + len(block), groups[-1], here[-1:]
+    return rows
 
 
 def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens | None = None) -> np.ndarray:

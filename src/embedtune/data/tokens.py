@@ -49,6 +49,10 @@ class Tokens:
         assert self.types is not None
         return self.types[self.ends[number - 1] if number else 0 : self.ends[number]]
 
+    def rows(self, numbers: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Token ids of the rows, and the number that keys each one's noise."""
+        return [self.row(number) for number in numbers], numbers
+
     def lengths(self) -> np.ndarray:
         """Tokens per row, (rows,) int64."""
         return np.diff(self.ends, prepend=0)
@@ -92,6 +96,39 @@ def even_chunks(ids: np.ndarray, most: int) -> list[np.ndarray]:
     return np.array_split(ids, -(-len(ids) // most))
 
 
+@dataclass(frozen=True)
+class Chunker:
+    """Texts to token rows of at most a length: long texts in chunks, special tokens around each."""
+
+    backend: Any
+    before: list[int]
+    after: list[int]
+    room: int  # tokens of a row beside the special ones
+    barren: np.ndarray  # (V,) bool: tokens that say nothing
+    dtype: type
+
+    @classmethod
+    def of(cls, tokenizer: Any, max_length: int) -> Chunker:
+        """Of a fast Hugging Face tokenizer, which is not changed."""
+        before, after = affixes(tokenizer)
+        barren = np.zeros(len(tokenizer), bool)
+        barren[tokenizer.all_special_ids] = True  # the unknown token is one of them
+        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+        return cls(uncut(tokenizer), before, after, max_length - len(before) - len(after), barren, dtype)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids of each text, whole and without special tokens."""
+        return _encode(self.backend, texts)
+
+    def rows(self, ids: np.ndarray) -> list[np.ndarray]:
+        """The rows of one text's ids; none where the tokenizer knows nothing of it."""
+        return [] if self.barren[ids].all() else [self.row(chunk) for chunk in even_chunks(ids, self.room)]
+
+    def row(self, chunk: np.ndarray) -> np.ndarray:
+        """A chunk with the special tokens around it."""
+        return np.concatenate([self.before, chunk, self.after]).astype(self.dtype)
+
+
 def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path, *, cut: bool = False) -> Tokens:
     """Tokenise a stream of text rows into `folder`, and map what was written.
 
@@ -100,28 +137,20 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path,
     one row, as an embedding model reads it: its first tokens, the count of such rows in `chunked`. `tokenizer` is a
     fast Hugging Face tokenizer; it is not changed.
     """
-    backend = uncut(tokenizer)
-    before, after = affixes(tokenizer)
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    room, end, lines, chunked = max_length - len(before) - len(after), 0, 0, 0
-    barren = np.zeros(len(tokenizer), bool)
-    barren[tokenizer.all_special_ids] = True  # the unknown token is one of them
+    chunker = Chunker.of(tokenizer, max_length)
+    end, lines, chunked = 0, 0, 0
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         ids_file, rows_file = (stack.enter_context(files.growing(folder / n)) for n in ("ids.bin", "rows.bin"))
         document, line = -1, 0
         for batch in _batches(rows, LINES):
-            found = _encode(backend, [row.values["text"] for row in batch])
+            found = chunker.encode([row.values["text"] for row in batch])
             record = []
             for row, ids in zip(batch, found, strict=True):
                 document, line = row.document, (line + 1 if row.document == document else 0)
-                if cut:
-                    chunks = [ids[:room]]
-                else:
-                    chunks = [] if barren[ids].all() else even_chunks(ids, room)
-                lines, chunked = lines + bool(chunks), chunked + (len(chunks) > 1 or (cut and len(ids) > room))
-                for number, chunk in enumerate(chunks):
-                    whole = np.concatenate([before, chunk, after]).astype(dtype)
+                wholes = [chunker.row(ids[: chunker.room])] if cut else chunker.rows(ids)
+                lines, chunked = lines + bool(wholes), chunked + (len(wholes) > 1 or (cut and len(ids) > chunker.room))
+                for number, whole in enumerate(wholes):
                     ids_file.write(whole.tobytes())
                     end += len(whole)
                     record.append((end, document, line, len(row.values["text"]) if number == 0 else 0))
@@ -129,8 +158,8 @@ def tokenize(rows: Iterable[Row], tokenizer: Any, max_length: int, folder: Path,
     files.write_json(
         folder / "tokens.json",
         {
-            "dtype": np.dtype(dtype).name,
-            "affix": len(before) + len(after),
+            "dtype": np.dtype(chunker.dtype).name,
+            "affix": len(chunker.before) + len(chunker.after),
             "lines": lines,
             "chunked": chunked,
         },

@@ -7,7 +7,6 @@ counts; a query without a text that fits gives no pair, and is counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 
 from embedtune.data.named import unusable
@@ -43,4 +42,4 @@ def votes_as_pairs(rows: Iterable[Row], tally: Counts) -> Iterator[Row]:
             for row in found.values():
                 tally.note(tally.rejected, NONE_FITS, place(row))
             continue
-        yield replace(where, values={"anchor": query, "positive": said[FITS], "negative": said[FAILS]})
+        yield where._replace(values={"anchor": query, "positive": said[FITS], "negative": said[FAILS]})

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from embedtune.data.tokens import Tokens, open_tokens, uncut
 from embedtune.encoder.device import pick_device
 from embedtune.fit import ranks
 from embedtune.fit.past import weights_sha256
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,19 +45,24 @@ class Prepared:
 def tokenised(
     tokenize: Callable[..., Tokens], rows: Iterable[Any], tokenizer: Any, max_length: int, folder: Path, **how: bool
 ) -> Tokens:
-    """Token rows that the first process writes into `folder` by `tokenize` (data/tokens.py); the others map them.
+    """Token rows that the first process writes into `folder` by `tokenize` (data/tokens.py); the others map them."""
+    return written(lambda: tokenize(rows, tokenizer, max_length, folder, **how), rows, lambda: open_tokens(folder))
+
+
+def written(make: Callable[[], T], rows: Iterable[Any], opened: Callable[[], T]) -> T:
+    """What the first process makes of `rows` by `make`; the others open it once it is there.
 
     They too read the rows, which are counted on the way.
     """
 
-    def work() -> Tokens | None:
+    def work() -> T | None:
         if ranks.world()[0] == 0:
-            return tokenize(rows, tokenizer, max_length, folder, **how)
+            return make()
         deque(rows, maxlen=0)
         return None
 
     made = ranks.together(work)
-    return open_tokens(folder) if made is None else made
+    return opened() if made is None else made
 
 
 def name_of(data: Any) -> str:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from embedtune import keyed
-from embedtune.data.split import RUN
+from embedtune.data.split import RUN, AllBut
+from embedtune.data.spool import LazyTokens
 from embedtune.data.tokens import Tokens
 from embedtune.encoder import load
 from embedtune.encoder.heads import only_rows
@@ -102,8 +103,8 @@ class MaskedLanguageModel:
     """The objective: rows of `tokens` named by `train` to learn from, rows of `dev_tokens` named by `dev` to score."""
 
     loaded: Loaded
-    tokens: Tokens
-    train: np.ndarray
+    tokens: Tokens | LazyTokens
+    train: np.ndarray | AllBut
     dev_tokens: Tokens
     dev: np.ndarray
     rate: float
@@ -124,7 +125,7 @@ class MaskedLanguageModel:
 
     @property
     def size(self) -> int:
-        """Training rows."""
+        """Training rows; lines, where these are tokenised on the fly."""
         return len(self.train)
 
     @property
@@ -153,15 +154,16 @@ class MaskedLanguageModel:
         rank, count = ranks.world()
         numbers = self.train[rows]
         numbers = numbers[np.argsort(self.tokens.lengths_of(numbers), kind="stable")][rank::count]
-        if not len(numbers):
+        found, ids = self.tokens.rows(numbers)
+        if not found:
             return Step(0.0, 0, 0.0)
-        masked = self.masker.mask([self.tokens.row(n) for n in numbers], numbers, self.rate, self.seed, epoch)
+        masked = self.masker.mask(found, ids, self.rate, self.seed, epoch)
         self._freeze_body(step < self.head_steps)
         self.model.train()
         loss = 0.0
         for first, last in micro_batches([len(row) for row in masked.rows], max_tokens, self.loaded.padded is not None):
             position = np.concatenate([np.arange(len(row)) for row in masked.rows[first:last]])
-            sample = np.repeat(numbers[first:last], [len(row) for row in masked.rows[first:last]])
+            sample = np.repeat(ids[first:last], [len(row) for row in masked.rows[first:last]])
             logits, labels = self._logits(masked, first, last, (step, sample, position))
             # Rows of unknown characters alone have nothing to guess, and a batch may hold no others.
             part = weighted_cross_entropy(logits, labels, 1 / max(1, len(masked.labels)))
