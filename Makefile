@@ -1,5 +1,6 @@
 # make demo         text -> model -> length direction, in a few minutes, with nothing but this machine's own files
-# make test         the tests            make check        ruff and mypy
+# make test         the tests, WORKERS=2 files at a time
+# make check        ruff and mypy
 # make reliability  the slow tests and a table of cases and failures; stopped, it goes on where it was; PART=1/4 is a quarter
 # make coverage     the tests of the core modules, and which lines and branches of them are run
 # make mutants      mistakes put into the core modules, and whether their tests notice; after make coverage; SAMPLE=40
@@ -17,6 +18,7 @@ OUT := finetuned-bert
 PART := 1/1
 RESULTS := reliability-results.jsonl
 SAMPLE := 40
+WORKERS := 2
 CORE_TESTS := tests/test_files.py tests/fit/test_checkpoint.py tests/reliability/test_damage.py \
 	$(addprefix tests/data/test_, $(addsuffix .py, lines read malformed bad_input accounting tags pairs labels retrieval)) \
 	$(addprefix tests/serve/test_, $(addsuffix .py, batcher guard quick server))
@@ -35,8 +37,9 @@ demo: $(INSTALLED) data.txt
 data.txt: | $(INSTALLED)
 	$(BIN)/embedtune data example --out data.txt --lines 8000
 
+# A file's tests run in one process: what they share is made once.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Exit code 5 of pytest: all tests of this part have passed before.
 reliability: $(INSTALLED)
