@@ -4,7 +4,8 @@
 # make reliability  the slow tests and a table of cases and failures; stopped, it goes on where it was; PART=1/4 is a quarter
 # make coverage     the tests of the core modules, and which lines and branches of them are run
 # make mutants      mistakes put into the core modules, and whether their tests notice; after make coverage; SAMPLE=40
-# make bench        every benchmark, one after the other
+# make bench        the guard, then every benchmark, one after the other
+# make guard        fails where the engine is more than 15 % slower beside its peer than recorded; two minutes
 # make parity       against mteb, another project's benchmark harness
 # make clean        removes the environment and the caches; data.txt and finished models stay
 
@@ -26,7 +27,7 @@ CORE_TESTS := tests/test_files.py tests/fit/test_checkpoint.py tests/reliability
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check coverage mutants bench parity reliability reliability-table environment clean
+.PHONY: demo test check coverage mutants bench guard parity reliability reliability-table environment clean
 
 demo: $(INSTALLED) data.txt
 	$(BIN)/embedtune data check data.txt
@@ -65,7 +66,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
-bench: $(BENCH)
+guard: $(BENCH)
+	$(BIN)/python benchmarks/guard.py
+
+bench: guard
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 environment: $(INSTALLED)

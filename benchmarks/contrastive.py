@@ -26,6 +26,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from steps import engine_run, model_folder
+
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
     "trainer": "SentenceTransformerTrainer, defaults (fp32, padded, random batches)",
@@ -64,13 +66,8 @@ def pairs_of(kind: str, count: int) -> list[dict[str, str]]:
 
 def embedtune(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The engine's own steps, with its log, without scoring and checkpoints."""
-    import dataclasses
-
     from embedtune.encoder.load import quiet
-    from embedtune.fit.derive import resolve
-    from embedtune.fit.engine import Listener, Run, total_steps
     from embedtune.fit.objectives.contrastive import prepare_contrastive
-    from embedtune.fit.optimizer import Optimizer
     from embedtune.recipes import Contrastive, Loop
 
     quiet()
@@ -78,13 +75,8 @@ def embedtune(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path)
         batch=args.batch, lr=LR, max_steps=args.steps, epochs=1000, measure="dev_loss", max_tokens=args.max_tokens
     )
     dev = [{"anchor": f"a question about {n}", "positive": f"an answer to {n}"} for n in range(10)]
-    ready = prepare_contrastive(Contrastive(train=pairs, dev=dev, loop=loop), work, lambda text: None)
-    objective = ready.objective
-    loop = resolve(dataclasses.replace(loop), objective, ready.max_length, LR)
-    compute = objective.body if loop.precision == "bf16" else None
-    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute)
-    total = total_steps(loop, objective.size, 0)
-    run = Run(objective, loop, optimizer, lambda step: {}, work, lambda: None, Listener(), total)
+    recipe = Contrastive(train=pairs, dev=dev, model=args.model, max_length=MAX_LENGTH, loop=loop)
+    run = engine_run(prepare_contrastive(recipe, work, lambda text: None), work)
     stamps, tokens = [], []
     forget_peak()
     run.clock = time.monotonic()
@@ -93,7 +85,7 @@ def embedtune(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path)
         run._step()
         stamps.append(time.perf_counter())
         tokens.append(run.state.tokens - before)
-    return {"stamps": stamps, "tokens": tokens, "precision": loop.precision, "max_tokens": run.state.max_tokens}
+    return {"stamps": stamps, "tokens": tokens, "precision": run.loop.precision, "max_tokens": run.state.max_tokens}
 
 
 def trainer(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -112,7 +104,7 @@ def trainer(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -
     from embedtune.encoder.load import find, quiet
 
     quiet()
-    model = SentenceTransformer(str(find("all-MiniLM-L6-v2")), device=str(pick_device()))
+    model = SentenceTransformer(str(find(args.model)), device=str(pick_device()))
     model.max_seq_length = MAX_LENGTH
     best = args.one == "trainer-best"
     loss: Any = losses.MultipleNegativesRankingLoss(model)
@@ -173,7 +165,7 @@ def measure(system: str, batch: int, steps: int, args: argparse.Namespace) -> di
     command = [sys.executable, str(SOURCE), "--one", system, "--batch", str(batch), "--steps", str(steps)]
     # Whole batches only: the rest of an epoch would run in one pass and hold more than a cached batch does.
     rows = batch * max(2, -(-args.rows // batch))
-    command += ["--pairs", args.pairs, "--rows", str(rows)]
+    command += ["--pairs", args.pairs, "--rows", str(rows), "--model", args.model]
     if args.max_tokens:
         command += ["--max-tokens", str(args.max_tokens)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
@@ -187,9 +179,32 @@ def measure(system: str, batch: int, steps: int, args: argparse.Namespace) -> di
     return found
 
 
+def speed(args: argparse.Namespace) -> None:
+    """Pairs a second of all systems, and how many times as many ours does."""
+    rounds = [{name: measure(name, args.batch, args.steps, args) for name in args.systems} for _ in range(args.runs)]
+    for name in args.systems:
+        rates = sorted(r[name]["pairs_per_second"] for r in rounds)
+        ratios = sorted(r["embedtune"]["pairs_per_second"] / r[name]["pairs_per_second"] for r in rounds)
+        memory = median(r[name]["peak_mb"] for r in rounds)
+        print(
+            f"{name} ({rounds[0][name]['precision']}): {median(rates):.2f} pairs/s "
+            f"({rates[0]:.2f} to {rates[-1]:.2f}), {memory:,.0f} MB; embedtune is {median(ratios):.2f} times "
+            f"as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+
+
+def memory(args: argparse.Namespace) -> None:
+    """The peak at several batches, those beyond the token budget through the gradient cache."""
+    peaks = {batch: measure("embedtune", batch, 4, args)["peak_mb"] for batch in args.memory_batches}
+    first = next(iter(peaks.values()))
+    for batch, peak in peaks.items():
+        print(f"memory: batch {batch} {peak:,.0f} MB, {peak / first:.2f} times the first")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", choices=SYSTEMS)
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="or bert-base, modernbert: random weights")
     parser.add_argument("--pairs", choices=("mixed", "medquad"), default="mixed")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=5)
@@ -197,32 +212,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--systems", nargs="+", default=["embedtune", "trainer", "trainer-best"])
-    parser.add_argument("--memory", action="store_true", help="only the memory at batch 32 and 512")
+    parser.add_argument("--memory", action="store_true", help="only the memory")
+    parser.add_argument("--memory-batches", type=int, nargs="+", default=[32, 512], help="beside the first one")
     parser.add_argument("--no-memory", action="store_true", help="only the speed")
     args = parser.parse_args()
     if args.one:
         one(args)
         return
-    print(
-        f"{date.today()}: {args.pairs} pairs, batch {args.batch}, {args.steps - UNTIMED} timed steps, {args.runs} runs"
-    )
-    if not args.memory:
-        rounds = [
-            {name: measure(name, args.batch, args.steps, args) for name in args.systems} for _ in range(args.runs)
-        ]
-        for name in args.systems:
-            rates = sorted(r[name]["pairs_per_second"] for r in rounds)
-            ratios = sorted(r["embedtune"]["pairs_per_second"] / r[name]["pairs_per_second"] for r in rounds)
-            memory = median(r[name]["peak_mb"] for r in rounds)
-            print(
-                f"{name} ({rounds[0][name]['precision']}): {median(rates):.2f} pairs/s "
-                f"({rates[0]:.2f} to {rates[-1]:.2f}), {memory:,.0f} MB; embedtune is {median(ratios):.2f} times "
-                f"as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            )
-    if args.no_memory:
-        return
-    small, large = (measure("embedtune", batch, 4, args)["peak_mb"] for batch in (32, 512))
-    print(f"memory: batch 32 {small:,.0f} MB, batch 512 (cached) {large:,.0f} MB: {large / small:.2f} times")
+    with tempfile.TemporaryDirectory() as folder:
+        name, args.model = args.model, model_folder(args.model, Path(folder))
+        print(f"{date.today()}: {name}, {args.pairs} pairs, batch {args.batch}, {args.steps - UNTIMED} timed steps, "
+              f"{args.runs} runs")  # fmt: skip
+        if not args.memory:
+            speed(args)
+        if not args.no_memory:
+            memory(args)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def prepared(work: Path, home: Path, dev_rows: int, steps: int, model: str | Non
     loop = Loop(batch=BATCH, lr=LR, warmup=WARMUP, weight_decay=DECAY, max_steps=steps, epochs=1000)
     recipe = MLM(
         train=str(work / "text.txt"), model=model or str(work / "start"), max_length=MAX_LENGTH, dev_rows=dev_rows,
-        loop=loop,
+        mask_rate=0.15, loop=loop,
     )  # fmt: skip
     return prepare_mlm(recipe, home, lambda text: None)
 
@@ -110,10 +110,15 @@ def result(stamps: list[float], counts: list[tuple[int, int]], **more: Any) -> d
 
 def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Write the starting folder and the token rows that all systems share; tell what they are."""
+    from ceiling import flops_per_token
+    from embedtune.fit.derive import widths
+    from steps import model_folder
+
     start = work / "start"
     start.mkdir()
     # The head that all start from is fresh but for its bias, which knows how often each token occurs.
-    prepared(work, work / "base", args.dev_rows, args.quality_steps, "all-MiniLM-L6-v2").objective.save(start)
+    model = model_folder(args.model, work / "random")
+    prepared(work, work / "base", args.dev_rows, args.quality_steps, model).objective.save(start)
     ready = prepared(work, work / "rows", args.dev_rows, args.quality_steps)
     objective = ready.objective
     if objective.head_steps or objective.loaded.padded:
@@ -121,13 +126,13 @@ def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     np.save(work / "train.npy", objective.train)
     lengths = objective.tokens.lengths()[objective.train]
     masked = objective.rate * (1 - objective.tokens.affix * len(lengths) / lengths.sum())
-    from ceiling import flops_per_token
 
     return {
         "rows": len(lengths),
         "dev_rows": len(objective.dev),
         "mean": float(lengths.mean()),
         "longest": int(lengths.max()),
+        "widths": widths(objective.model.config),
         "flops_per_token": flops_per_token(objective.model.config, masked, (lengths**2).sum() / lengths.sum()),
         "dev": objective.score() if args.quality_steps else None,
         "train_rows": fingerprint(objective.tokens, objective.train),
@@ -137,21 +142,13 @@ def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def ours(work: Path, args: argparse.Namespace) -> tuple[Any, Any]:
     """Our objective and the engine's run over it, ready for the first step."""
-    from embedtune.fit.derive import resolve
-    from embedtune.fit.engine import Listener, Run, total_steps
-    from embedtune.fit.optimizer import Optimizer
+    from steps import engine_run
 
     home = Path(tempfile.mkdtemp(dir=work))
     ready = prepared(work, home, args.dev_rows, args.steps)
-    objective = ready.objective
     # The seed of the data order alone: split, masks and dropout tables stay those of the recipe.
     loop = dataclasses.replace(ready.recipe.loop, seed=args.seed)
-    loop = resolve(loop, objective, ready.max_length, LR)
-    optimizer = Optimizer(
-        objective.model, objective.head, loop.weight_decay, objective.body if loop.precision == "bf16" else None
-    )
-    total = total_steps(loop, objective.size, objective.head_steps)
-    run = Run(objective, loop, optimizer, lambda step: {}, home, lambda: None, Listener(), total)
+    run = engine_run(dataclasses.replace(ready, recipe=dataclasses.replace(ready.recipe, loop=loop)), home)
     return ready, run
 
 
@@ -291,15 +288,14 @@ def spread(order: list[int], steps: int, seed: int) -> list[int]:
     return [row for number in chosen for row in pool[number]]
 
 
-# ---------------------------------------------------------------- where our time goes
-
 # ---------------------------------------------------------------- the parent
 
 
 def child(name: str, work: Path, args: argparse.Namespace, steps: int, seed: int = 0, score: bool = False) -> dict:
     """Run one measurement in a process of its own and read its last line."""
     words = [sys.executable, str(SOURCE), "--one", name, "--work", str(work), "--steps", steps, "--seed", seed]
-    words += ["--dev-rows", args.dev_rows, "--quality-steps", args.quality_steps, *(["--score"] if score else [])]
+    words += ["--model", args.model, "--dev-rows", args.dev_rows, "--quality-steps", args.quality_steps]
+    words += ["--score"] if score else []
     env = {"HF_HUB_OFFLINE": "1", **os.environ, "CUDA_VISIBLE_DEVICES": ""}
     if name == "embedtune":
         # As our command line does it (cli.run); the peers keep the environment they find.
@@ -315,9 +311,10 @@ def child(name: str, work: Path, args: argparse.Namespace, steps: int, seed: int
     return found
 
 
-def ceiling() -> dict[str, float]:
-    """The machine's matrix-product rates, measured in a process of their own."""
+def ceiling(hidden: int, inner: int) -> dict[str, float]:
+    """The machine's matrix-product rates at a model's widths, measured in a process of their own."""
     words = [sys.executable, str(SOURCE.with_name("ceiling.py")), "--json"]
+    words += ["--hidden", str(hidden), "--inner", str(inner)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -402,17 +399,18 @@ def compare(work: Path, args: argparse.Namespace) -> None:
     where = hardware()
     if os.getloadavg()[0] > 0.5:
         print(f"warning: the machine is busy (load {os.getloadavg()[0]:.2f})", file=sys.stderr)
-    first, blocks = ceiling(), []
-    for corpus in args.corpora:
+    folders = {corpus: corpus_folder(work, corpus, args) for corpus in args.corpora}
+    widths = next(iter(folders.values()))[1]["widths"]
+    first, blocks = ceiling(*widths), []
+    for corpus, (folder, about) in folders.items():
         print(corpus, file=sys.stderr)
-        folder, about = corpus_folder(work, corpus, args)
         blocks.append((corpus, about, *measure(folder, about, args)))
-    rates = {name: max(rate, again) for (name, rate), again in zip(first.items(), ceiling().values())}
+    rates = {name: max(rate, again) for (name, rate), again in zip(first.items(), ceiling(*widths).values())}
     print(f"## Masked language modelling, {date.today()}\n\n{where}\n")
     print(
-        f"Batch {BATCH}, lr {LR:g} linear, warm-up {WARMUP:.0%}, weight decay {DECAY:g}; {args.repeats} runs of "
-        f"{args.steps} timed steps each, alternating; losses after {args.quality_steps} steps, seed 0. Ceiling (matrix "
-        f"products of the model's shapes, best before and after): bf16 {rates['bf16'] / 1e9:,.0f}, "
+        f"{args.model}. Batch {BATCH}, lr {LR:g} linear, warm-up {WARMUP:.0%}, weight decay {DECAY:g}; {args.repeats} "
+        f"runs of {args.steps} timed steps each, alternating; losses after {args.quality_steps} steps, seed 0. Ceiling "
+        f"(matrix products of the model's shapes, best before and after): bf16 {rates['bf16'] / 1e9:,.0f}, "
         f"fp32 {rates['fp32'] / 1e9:,.0f} GFLOP/s; shares are of the higher one.\n"
     )
     for name in args.systems:
@@ -424,6 +422,7 @@ def compare(work: Path, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS)[:3])
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="or bert-base, modernbert: random weights")
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--repeats", type=int, default=5, help="timing runs per system")
     parser.add_argument("--steps", type=int, default=20, help="timed steps per run")
