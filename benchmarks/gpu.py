@@ -174,7 +174,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.tiny:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        args.batch, args.steps, args.runs, args.max_tokens = 8, 2, 1, 256
+        args.batch, args.steps, args.runs, args.max_tokens = 8, 2, 1, 4096
     if args.one:
         print("\n" + json.dumps(one(args)))
         return

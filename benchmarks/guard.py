@@ -37,7 +37,7 @@ import numpy as np
 RECORD = Path(__file__).resolve().with_name("guard.json")
 ALLOWED = 0.15  # slower by this much fails
 SLOWED = 0.25  # in the check of the guard itself
-TURNS, ROWS, LONGEST = 9, 24, 120
+TURNS, ROWS, LONGEST = 15, 24, 120
 Turn = tuple[float, float]  # seconds of ours, and of the peer
 Work = Callable[[], Any]
 
