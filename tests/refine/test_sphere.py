@@ -106,6 +106,15 @@ def test_directions_that_have_nothing_to_do_with_the_concept_stay_as_they_are():
     assert np.linalg.norm(np.eye(12) - weight, 2) < 0.8 * np.linalg.norm(naive, 2)
 
 
+def test_where_projections_do_not_settle_the_least_change_is_tried(monkeypatch):
+    x, tokens = texts(1500)
+    z = np.log(tokens)[:, None]
+    monkeypatch.setattr(module, "_projection", lambda now: np.eye(len(now.concept)))
+    found = fit(x, z)
+    assert found.left <= module.ENOUGH and found.rank == 1
+    assert covariance(unit(found.affine(x)), z) < 1e-10
+
+
 def test_what_is_to_be_preserved_stays_nearer():
     draw = np.random.default_rng(5)
     x, tokens = texts()

@@ -4,7 +4,8 @@ Normalising is not linear: divided by its norm, even a constant offset tells the
 all). So LEACE followed by normalisation can leave more than there was. Here the norms are part of the condition. With
 y = T h, h = (x about its mean, 1) and the norms u = 1/|y| held fast, Cov(y/|y|, z) = 0 reads T C = 0, C = E[u h z'].
 Of the maps that fulfil it T0 (I - C (C'C)^-1 C') takes the span of C and nothing else. Then the norms are computed
-anew. (LEACE's I - C (C'MC)^-1 C'M changes vectors less on average and rankings more: docs/why.md.)
+anew. LEACE's I - C (C'MC)^-1 C'M, M = E[u^2 h h']^-1, changes vectors less on average and rankings more (docs/why.md);
+it is taken where the projections do not settle, as where a concept fills a third of the dimensions.
 That the round trip converges is measured, not proved; Anderson's acceleration (Walker and Ni, 2011) makes it fast
 where norms vary much.
 """
@@ -18,10 +19,11 @@ import numpy as np
 
 from embedtune.errors import UserError
 from embedtune.refine.affine import Affine
-from embedtune.refine.eraser import check_room, removal, whitened_concept, whitening
+from embedtune.refine.eraser import COLLINEAR, Whitening, check_room, removal, whitened_concept, whitening
 from embedtune.refine.statistics import Statistics
 
 Chunks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # (x (m, d), z (m, k)), from the start at each call
+SETTLED = 1e-10  # covariance that projections may leave
 ENOUGH = 1e-12  # covariance, in standard deviations of both sides, that counts as none
 SHORTEST = 1e-3  # of the mean norm: below it a vector's direction is rounding
 MEMORY = 6  # passes that the acceleration looks back; more remember what no longer holds
@@ -39,28 +41,19 @@ class Sphere:
 
 
 @dataclass(frozen=True, eq=False)
-class _Live:
-    """The directions that carry anything: x - mean = spread basis w, and h = (w, 1)."""
-
-    mean: np.ndarray  # (d,)
-    basis: np.ndarray  # (d, r), orthonormal
-    spread: float  # root of the mean variance
-
-    def coordinates(self, x: np.ndarray) -> np.ndarray:
-        """h (m, r + 1) of x (m, d)."""
-        return np.column_stack([(x - self.mean) @ self.basis / self.spread, np.ones(len(x))])
-
-
-@dataclass(frozen=True, eq=False)
 class _Pass:
     """What one pass over the rows tells about the map T (d, r + 1)."""
 
     T: np.ndarray
     concept: np.ndarray  # E[u h z'] (r + 1, q), z whitened
     kept: np.ndarray  # the same of what is to be preserved (r + 1, p)
+    second: np.ndarray  # E[u^2 h h'] (r + 1, r + 1)
     size: float  # of the covariance
     low: float  # the smallest norm, as a part of the mean one
     row: int  # whose it is
+
+
+Inner = Callable[[_Pass], np.ndarray]  # -> (r + 1, r + 1)
 
 
 def sphere(
@@ -80,44 +73,59 @@ def sphere(
     """
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
-    live = _live(statistics)
+    white = whitening(statistics)
+    frame = _even(white)
+    best, found, rank = _settled(chunks, statistics, frame, _projection, keep, passes)
+    if best.size > SETTLED:
+        other, others, rank = _settled(chunks, statistics, white, _least_change(white.shrinkage), keep, passes)
+        if other.size < best.size:
+            best, found, frame = other, others, white
+    identity = np.column_stack([frame.back, frame.mean])
+    T = identity + strength * (best.T - identity)
+    weight = T[:, :-1] @ frame.forward
+    return Sphere(Affine(weight, T[:, -1] - weight @ frame.mean), tuple(found), best.size, rank)
+
+
+def _even(white: Whitening) -> Whitening:
+    """Coordinates of the live directions as long as they are, in units of the mean spread."""
+    basis, spread, _ = np.linalg.svd(white.back, full_matrices=False)
+    unit = float(np.sqrt(np.mean(spread**2)))
+    return Whitening(white.mean, basis.T / unit, basis * unit, 0.0)
+
+
+def _settled(
+    chunks: Chunks, statistics: Statistics, frame: Whitening, inner: Inner, keep: int, passes: int
+) -> tuple[_Pass, list[float], int]:
+    """The best pass, what each one left, and how many dimensions go; with `inner` in the coordinates of `frame`."""
     # A dead coordinate starts at its mean. It does not stay there: a constant, normalised, would tell the norm.
-    identity = np.column_stack([live.spread * live.basis, live.mean])
+    identity = np.column_stack([frame.back, frame.mean])
     split = len(statistics.mean_z) - keep
     wanted = [whitened_concept(statistics, part) for part in (slice(split), slice(split, None))]
-    now = best = _look(chunks, statistics, live, identity, wanted)
+    now = best = _look(chunks, statistics, frame, identity, wanted)
     _check_norms(best)
     found, damping = [best.size], 1.0
-    history = [(identity, _next(best, identity))]
+    history = [(identity, identity @ inner(best))]
     rank = int(np.linalg.matrix_rank(identity - history[0][1], tol=1e-6 * np.linalg.norm(identity, 2)))
     check_room(rank, identity.shape[1] - 1)
     while best.size > ENOUGH and len(found) <= passes:
-        now = _look(chunks, statistics, live, _mixed(history), wanted)
+        now = _look(chunks, statistics, frame, _mixed(history), wanted)
         found.append(now.size)
         if now.size > RISE * best.size or now.low < SHORTEST:
             damping /= 2
-            history = [(best.T, best.T + damping * (_next(best, identity) - best.T))]
+            history = [(best.T, best.T + damping * (identity @ inner(best) - best.T))]
             continue
         best = min(best, now, key=lambda each: each.size)
-        history = [*history, (now.T, _next(now, identity))][-MEMORY:]
-    T = identity + strength * (best.T - identity)
-    weight = T[:, :-1] @ live.basis.T / live.spread
-    return Sphere(Affine(weight, T[:, -1] - weight @ live.mean), tuple(found), best.size, rank)
+        history = [*history, (now.T, identity @ inner(now))][-MEMORY:]
+    return best, found, rank
 
 
-def _live(statistics: Statistics) -> _Live:
-    white = whitening(statistics)
-    basis, spread, _ = np.linalg.svd(white.back, full_matrices=False)
-    return _Live(white.mean, basis, float(np.sqrt(np.mean(spread**2))))
-
-
-def _look(chunks: Chunks, statistics: Statistics, live: _Live, T: np.ndarray, wanted: list[np.ndarray]) -> _Pass:
+def _look(chunks: Chunks, statistics: Statistics, frame: Whitening, T: np.ndarray, wanted: list[np.ndarray]) -> _Pass:
     """One pass over all rows with the map T."""
     r = T.shape[1]
     crosses = [np.zeros((r, each.shape[1])) for each in wanted]
-    first, n, low, row, norms = np.zeros(r), 0, np.inf, 0, 0.0
+    second, first, n, low, row, norms = np.zeros((r, r)), np.zeros(r), 0, np.inf, 0, 0.0
     for x, z in chunks():
-        h = live.coordinates(x)
+        h = np.column_stack([(x - frame.mean) @ frame.forward.T, np.ones(len(x))])
         norm = np.linalg.norm(h @ T.T, axis=1)
         if norm.min(initial=np.inf) < low:
             low, row = float(norm.min()), n + int(norm.argmin())
@@ -126,10 +134,11 @@ def _look(chunks: Chunks, statistics: Statistics, live: _Live, T: np.ndarray, wa
         centred = z - statistics.mean_z
         for cross, each in zip(crosses, wanted, strict=True):
             cross += h.T @ (centred @ each)
+        second += h.T @ h
         first += h.sum(axis=0)
     variance = 1 - float(np.sum((T @ first / n) ** 2))  # of the normalised vectors, all dimensions together
     size = float(np.linalg.norm(T @ crosses[0] / n) / np.sqrt(max(variance, 1e-300)))
-    return _Pass(T, crosses[0] / n, crosses[1] / n, size, low / (norms / n), row)
+    return _Pass(T, crosses[0] / n, crosses[1] / n, second / n, size, low / (norms / n), row)
 
 
 def _check_norms(now: _Pass) -> None:
@@ -141,9 +150,24 @@ def _check_norms(now: _Pass) -> None:
         )
 
 
-def _next(now: _Pass, identity: np.ndarray) -> np.ndarray:
-    """The map that would leave no covariance if the norms stayed as they are."""
-    return identity @ removal(now.concept, now.kept)
+def _projection(now: _Pass) -> np.ndarray:
+    """What T0 is multiplied with so that no covariance would be left if the norms stayed: the span alone goes."""
+    return removal(now.concept, now.kept)
+
+
+def _least_change(shrinkage: float) -> Inner:
+    """The same with the least mean change of cosines."""
+
+    def inner(now: _Pass) -> np.ndarray:
+        second = (1 - shrinkage) * now.second + shrinkage * np.diag(np.diag(now.second))
+        values, vectors = np.linalg.eigh(second)
+        alive = values > COLLINEAR * values[-1]
+        root, vectors = np.sqrt(values[alive]), vectors[:, alive]
+        forward, back = vectors.T / root[:, None], vectors * root
+        gone = np.eye(len(root)) - removal(forward @ now.concept, forward @ now.kept)
+        return np.eye(len(second)) - back @ gone @ forward
+
+    return inner
 
 
 def _mixed(history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
