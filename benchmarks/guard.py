@@ -3,8 +3,9 @@
 A step of masked language modelling, one of contrastive learning, and encoding, each in turns with the stock model on
 the same texts (random weights' speed is that of trained ones, so all-MiniLM-L6-v2 does; bf16 where the hardware has
 it; rows of like length together). One thread; what counts is the processor time of the process, and of many short
-turns the least: other programs take time away and foul caches, but they give none back. Hardware counters of
-instructions would be steadier; virtual machines seldom have them. A measure that seems slower is taken once more.
+turns the middle ratio: what else the machine does fouls the caches of both alike, so that turns side by side tell more
+than the least seconds of each. Hardware counters of instructions would be steadier; virtual machines seldom have them.
+A measure that seems slower is taken once more.
 
 `guard.json` holds ratios by vector extensions, for AMX favours us more than AVX2 does.
 
@@ -51,9 +52,8 @@ class Verdict(NamedTuple):
 
 
 def ratio_of(turns: Sequence[Turn]) -> float:
-    """The peer's least seconds over ours: how many times as fast we are."""
-    ours, peer = zip(*turns)
-    return min(peer) / min(ours)
+    """How many times as fast as the peer we are in the middle turn."""
+    return median(peer / ours for ours, peer in turns)
 
 
 def judge(turns: Sequence[Turn], recorded: float, allowed: float = ALLOWED) -> Verdict:

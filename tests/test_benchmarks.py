@@ -20,9 +20,9 @@ def script(monkeypatch):
     return importlib.import_module
 
 
-def test_the_guard_takes_the_least_of_each_side(script):
+def test_the_guard_takes_the_middle_turn(script):
     guard = script("guard")
-    turns = [(1.0, 4.0), (3.0, 3.0), (1.5, 9.0)]
+    turns = [(1.0, 3.0), (3.0, 3.0), (1.5, 9.0)]
     assert guard.ratio_of(turns) == 3.0
     assert guard.judge(turns, recorded=3.0) == guard.Verdict(3.0, 0.0, True)
 
