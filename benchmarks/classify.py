@@ -20,10 +20,11 @@ import tempfile
 import time
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from contrastive import forget_peak, lines, peak_mb
+from contrastive import lines
+from mlm import forget_peak, peak_mb
+from steps import told
 
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
@@ -151,13 +152,7 @@ def main() -> None:
     print(f"{date.today()}: batch {args.batch}, {args.steps - UNTIMED} timed steps, {args.runs} runs")
     rounds = [{name: measure(name, args) for name in SYSTEMS} for _ in range(args.runs)]
     for name in SYSTEMS:
-        rates = sorted(r[name]["rows_per_second"] for r in rounds)
-        ratios = sorted(r["embedtune"]["rows_per_second"] / r[name]["rows_per_second"] for r in rounds)
-        memory = median(r[name]["peak_mb"] for r in rounds)
-        print(
-            f"{name} ({rounds[0][name]['precision']}): {median(rates):.2f} rows/s ({rates[0]:.2f} to {rates[-1]:.2f}), "
-            f"{memory:,.0f} MB; embedtune is {median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        print(f"{name} ({rounds[0][name]['precision']}): {told(rounds, name, 'rows_per_second', 'rows/s')}")
 
 
 if __name__ == "__main__":

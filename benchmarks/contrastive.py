@@ -12,10 +12,8 @@ their collation), from the end of the second to the end of the last.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,10 +21,10 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from steps import engine_run, model_folder
+from mlm import forget_peak, lines_of, peak_mb
+from steps import engine_run, model_folder, told
 
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
@@ -41,12 +39,7 @@ DATA = Path(os.environ.get("EMBEDTUNE_TEST_DATA", SOURCE.parents[2] / "shared" /
 
 def lines(count: int) -> Iterator[str]:
     """The first lines of a text of 3 to 400 words a line."""
-    import zstandard
-
-    with open(DATA / "general_900k" / "data.txt.zst", "rb") as raw:
-        stream = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
-        for _, line in zip(range(count), stream):
-            yield line.strip()
+    return (line.strip() for line in lines_of("mixed", count))
 
 
 def pairs_of(kind: str, count: int) -> list[dict[str, str]]:
@@ -131,20 +124,6 @@ def trainer(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -
     return {"stamps": stamps, "precision": "bf16" if bf16 else "fp32"}
 
 
-def forget_peak() -> None:
-    """Start the peak of the memory anew: what was read and tokenised before is not the training's."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float:
-    """The most memory this process has held since `forget_peak`."""
-    try:
-        held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(held.split()[1]) / 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def one(args: argparse.Namespace) -> None:
     """One measurement; the result is the last line on stdout."""
     pairs = pairs_of(args.pairs, args.rows)
@@ -183,14 +162,7 @@ def speed(args: argparse.Namespace) -> None:
     """Pairs a second of all systems, and how many times as many ours does."""
     rounds = [{name: measure(name, args.batch, args.steps, args) for name in args.systems} for _ in range(args.runs)]
     for name in args.systems:
-        rates = sorted(r[name]["pairs_per_second"] for r in rounds)
-        ratios = sorted(r["embedtune"]["pairs_per_second"] / r[name]["pairs_per_second"] for r in rounds)
-        memory = median(r[name]["peak_mb"] for r in rounds)
-        print(
-            f"{name} ({rounds[0][name]['precision']}): {median(rates):.2f} pairs/s "
-            f"({rates[0]:.2f} to {rates[-1]:.2f}), {memory:,.0f} MB; embedtune is {median(ratios):.2f} times "
-            f"as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+        print(f"{name} ({rounds[0][name]['precision']}): {told(rounds, name, 'pairs_per_second', 'pairs/s')}")
 
 
 def memory(args: argparse.Namespace) -> None:

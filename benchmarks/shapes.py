@@ -18,10 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from steps import MASKED, SHAPES, Step, engine_run, model_folder, our_step, stock_mlm
+from steps import MASKED, SHAPES, Step, engine_run, model_folder, our_step, stock_mlm, told
 
 SYSTEMS = {
     "embedtune": "padding-free, local attention in blocks or masked, bf16 where the hardware has it",
@@ -143,15 +142,7 @@ def main() -> None:
             systems = ["embedtune", *args.peers]
             rounds = [{s: measure(s, task, length, model, args) for s in systems} for _ in range(args.runs)]
             for system in systems:
-                rates = sorted(found[system]["rate"] for found in rounds)
-                ratios = sorted(found["embedtune"]["rate"] / found[system]["rate"] for found in rounds)
-                memory = median(found[system]["peak_mb"] for found in rounds)
-                print(
-                    f"{task}, {length:,} tokens, {system}: {median(rates):,.0f} tokens/s ({rates[0]:,.0f} to "
-                    f"{rates[-1]:,.0f}), peak RSS {memory:,.0f} MB; embedtune is {median(ratios):.2f} times as fast "
-                    f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                    flush=True,
-                )
+                print(f"{task}, {length:,} tokens, {system}: {told(rounds, system, 'rate', 'tokens/s')}", flush=True)
 
 
 if __name__ == "__main__":

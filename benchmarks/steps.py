@@ -1,12 +1,13 @@
-"""What benchmarks of larger models share: folders with random weights, and the steps of our engine and of its peers.
+"""What benchmarks of training share: random weights, steps of our engine and of its peers, and how rounds are told.
 
-Nothing is measured here. `shapes.py`, `gpu.py`, `guard.py`, `mlm.py --model` and `contrastive.py --model` use it.
+Nothing is measured here. `classify.py`, `shapes.py`, `gpu.py`, `guard.py`, `mlm.py` and `contrastive.py` use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,6 +50,20 @@ def model_folder(name: str, home: Path, layers: int | None = None, tiny: bool = 
     opened = load.Loaded(AutoModelForMaskedLM.from_config(config), tokenizer, folder, tokenizer.model_max_length)
     load.save(opened, folder)
     return str(folder)
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def told(rounds: Sequence[dict[str, dict[str, Any]]], system: str, rate: str, unit: str) -> str:
+    """Of one system's runs the middle (least to most) rate and the memory, and how many times as fast ours were."""
+    rates = sorted(found[system][rate] for found in rounds)
+    ratios = sorted(found["embedtune"][rate] / found[system][rate] for found in rounds)
+    memory = median(found[system]["peak_mb"] for found in rounds)
+    return (
+        f"{median(rates):,.2f} {unit} ({rates[0]:,.2f} to {rates[-1]:,.2f}), {memory:,.0f} MB; embedtune is "
+        f"{median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
 
 
 # ---------------------------------------------------------------- steps

@@ -109,7 +109,7 @@ def test_the_report_and_the_certificate_name_one_floor(baked):
 def test_a_sphere_that_did_not_converge_is_noted_last_and_more_variance_is_called_so(
     baked, shapes, rows, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("embedtune.refine.fitting.CONVERGED", 0.0)
+    monkeypatch.setattr("embedtune.refine.fitting.SETTLED", 0.0)
     texts = Texts(read(rows)[:40])  # few for 24 dimensions, which is noted as well
     erased = erase(str(shapes["normalised"]), texts, Erasure(("topic",)), tmp_path / "out")
     assert any("few for 24 dimensions" in each for each in erased.remarks)

@@ -188,6 +188,7 @@ def test_wrong_input_of_an_oracle_is_refused(oracles, shapes, rows, tmp_path):  
         (Erasure(("topic",), length=True), "takes one concept"),
         (Erasure(("topic",), preserve="year", kind="category"), "knows neither"),
         (Erasure(("topic",), strength=0.5), "knows neither"),
+        (Erasure(length=True, kind="scalar"), "all smooth functions of length"),
     ],
 )
 def test_what_an_oracle_cannot_do_is_refused(shapes, rows, tmp_path, wanted, words):  # noqa: F811

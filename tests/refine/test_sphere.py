@@ -106,13 +106,25 @@ def test_directions_that_have_nothing_to_do_with_the_concept_stay_as_they_are():
     assert np.linalg.norm(np.eye(12) - weight, 2) < 0.8 * np.linalg.norm(naive, 2)
 
 
-def test_where_projections_do_not_settle_the_least_change_is_tried(monkeypatch):
+def test_where_projections_do_not_settle_the_least_change_is_tried_and_the_better_kept():
+    x, tokens = texts(700, d=16)
+    z = encode(length_encodings(tokens), {}, tokens)
+    found = fit(x, z)
+    assert not found.projects and found.left == min(found.found) and found.rank == 10
+    statistics = Statistics.of(x, z)
+    frame = module._even(module.whitening(statistics))
+    alone = module._settled(lambda: [(x, z)], statistics, frame, True, 0, 60)
+    assert found.left < alone.best.size > module.SETTLED
+    assert fit(x, np.log(tokens)[:, None]).projects
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_scale_of_the_vectors_changes_nothing(scale):
     x, tokens = texts(1500)
     z = np.log(tokens)[:, None]
-    monkeypatch.setattr(module, "_projection", lambda now: np.eye(len(now.concept)))
-    found = fit(x, z)
-    assert found.left <= module.ENOUGH and found.rank == 1
-    assert covariance(unit(found.affine(x)), z) < 1e-10
+    one, other = fit(x, z), fit(scale * x, z)
+    assert other.projects and other.rank == 1
+    assert np.abs(one.affine.weight - other.affine.weight).max() < 1e-9
 
 
 def test_what_is_to_be_preserved_stays_nearer():

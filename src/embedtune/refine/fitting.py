@@ -15,12 +15,11 @@ from embedtune.refine.affine import Affine
 from embedtune.refine.cached import Cached
 from embedtune.refine.concepts import Encoding, encode
 from embedtune.refine.eraser import canonical_correlations, whitened_concept, whitening
-from embedtune.refine.sphere import sphere
+from embedtune.refine.sphere import SETTLED, Chunks, sphere
 from embedtune.refine.statistics import Statistics, accumulate
 
 ONE_WAY = 4  # squared length of the mean, in variances: there the mean cosine of two texts is about 0.8
 PAIRS = 1000  # pairs of texts whose cosines are compared
-CONVERGED = 1e-10  # covariance of the fitted rows that a map which is exact may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,24 +62,8 @@ def fit_map(
             yield (unit(x) if out and normalise else x), z
 
     moments = accumulate(chunks())
-    remarks, last = [], []
-    if method == "sphere":
-        fitted = sphere(chunks, moments, keep=keep, strength=strength)
-        affine, passes = fitted.affine, len(fitted.found)
-        if fitted.left > CONVERGED:
-            last = [
-                f"note: {passes} passes of the sphere method did not converge: {fitted.left:.1e} of covariance left; "
-                f"erase fewer concepts at once, or fit on more texts{_one_way(moments)}"
-            ]
-    else:
-        kept: dict[str, Any] = {"keep": keep} if keep else {}
-        affine, passes = eraser.METHODS[method](moments, strength=strength, **kept), 1
+    affine, passes, remarks = _map(chunks, moments, method, keep, strength)
     white = whitening(moments)
-    if white.shrinkage:
-        remarks.append(
-            f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions: for the map their correlations were "
-            f"shrunk by {white.shrinkage:.0%}"
-        )
     before, after = accumulate(chunks(out=True)), accumulate(chunks(affine, out=True))
     ends = list(running((each.width for each in concepts), initial=0))
     parts = [slice(a, b) for a, b in zip(ends, ends[1:])]
@@ -97,8 +80,32 @@ def fit_map(
         passes=passes,
         cosines=cosine_change(cached.x, lambda x, rows: affine(x)),
         variance=1 - float(np.trace(after.S_xx) / np.trace(before.S_xx)),
-        remarks=(*remarks, *last),
+        remarks=tuple(remarks),
     )
+
+
+def _map(chunks: Chunks, moments: Statistics, method: str, keep: int, strength: float) -> tuple[Affine, int, list[str]]:
+    """The map, its passes over the vectors, and what is to be said of it, the worst last."""
+    remarks, last, white, shrunk = [], [], whitening(moments), True
+    if method == "sphere":
+        fitted = sphere(chunks, moments, keep=keep, strength=strength)
+        affine, passes = fitted.affine, len(fitted.found)
+        shrunk = not fitted.projects  # a projection asks for no correlations
+        if shrunk:
+            remarks.append("projections did not settle: the map has LEACE's metric, which can cost more retrieval")
+        if fitted.left > SETTLED:
+            last = [
+                f"note: {passes} passes of the sphere method did not converge: {fitted.left:.1e} of covariance left; "
+                f"erase fewer concepts at once, or fit on more texts{_one_way(moments)}"
+            ]
+    else:
+        kept: dict[str, Any] = {"keep": keep} if keep else {}
+        affine, passes = eraser.METHODS[method](moments, strength=strength, **kept), 1
+    if white.shrinkage:
+        few = f"{moments.n:,} texts are few for {white.back.shape[1]:,} dimensions"
+        by = f": for the map their correlations were shrunk by {white.shrinkage:.0%}"
+        remarks.append(few + by if shrunk else few)
+    return affine, passes, [*remarks, *last]
 
 
 def _one_way(moments: Statistics) -> str:

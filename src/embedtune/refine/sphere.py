@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from embedtune.refine.eraser import COLLINEAR, Whitening, check_room, removal, w
 from embedtune.refine.statistics import Statistics
 
 Chunks = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # (x (m, d), z (m, k)), from the start at each call
-SETTLED = 1e-10  # covariance that projections may leave
+SETTLED = 1e-10  # covariance that a map which is exact may leave
 ENOUGH = 1e-12  # covariance, in standard deviations of both sides, that counts as none
 SHORTEST = 1e-3  # of the mean norm: below it a vector's direction is rounding
 MEMORY = 6  # passes that the acceleration looks back; more remember what no longer holds
@@ -35,6 +36,7 @@ class Sphere:
     """The map to put before the normalisation, and the covariance that was left after each pass."""
 
     affine: Affine
+    projects: bool  # else LEACE's metric was taken
     found: tuple[float, ...]  # before the first pass, after the first, ...; in standard deviations of both sides
     left: float  # the smallest of them, that of `affine`
     rank: int
@@ -45,15 +47,12 @@ class _Pass:
     """What one pass over the rows tells about the map T (d, r + 1)."""
 
     T: np.ndarray
-    concept: np.ndarray  # E[u h z'] (r + 1, q), z whitened
+    concept: np.ndarray  # E[u h z'] (r + 1, q), z whitened, u in units of the mean norm
     kept: np.ndarray  # the same of what is to be preserved (r + 1, p)
-    second: np.ndarray  # E[u^2 h h'] (r + 1, r + 1)
+    second: np.ndarray | None  # E[u^2 h h'] (r + 1, r + 1) where the change is to be least
     size: float  # of the covariance
     low: float  # the smallest norm, as a part of the mean one
     row: int  # whose it is
-
-
-Inner = Callable[[_Pass], np.ndarray]  # -> (r + 1, r + 1)
 
 
 def sphere(
@@ -74,16 +73,18 @@ def sphere(
     if not 0 <= strength <= 1:
         raise UserError(f"must lie between 0 and 1, not {strength:g}", where="--strength")
     white = whitening(statistics)
-    frame = _even(white)
-    best, found, rank = _settled(chunks, statistics, frame, _projection, keep, passes)
-    if best.size > SETTLED:
-        other, others, rank = _settled(chunks, statistics, white, _least_change(white.shrinkage), keep, passes)
-        if other.size < best.size:
-            best, found, frame = other, others, white
+    frame, projects = _even(white), True
+    done = _settled(chunks, statistics, frame, True, keep, passes)
+    if done.best.size > SETTLED:
+        other = _settled(chunks, statistics, white, False, keep, passes)
+        if other.best.size < done.best.size:
+            frame, projects, done = white, False, other
     identity = np.column_stack([frame.back, frame.mean])
-    T = identity + strength * (best.T - identity)
+    T = identity + strength * (done.best.T - identity)
     weight = T[:, :-1] @ frame.forward
-    return Sphere(Affine(weight, T[:, -1] - weight @ frame.mean), tuple(found), best.size, rank)
+    return Sphere(
+        Affine(weight, T[:, -1] - weight @ frame.mean), projects, tuple(done.found), done.best.size, done.rank
+    )
 
 
 def _even(white: Whitening) -> Whitening:
@@ -93,33 +94,43 @@ def _even(white: Whitening) -> Whitening:
     return Whitening(white.mean, basis.T / unit, basis * unit, 0.0)
 
 
+class _Settled(NamedTuple):
+    """The best pass, what each one left, and how many dimensions go."""
+
+    best: _Pass
+    found: list[float]
+    rank: int
+
+
 def _settled(
-    chunks: Chunks, statistics: Statistics, frame: Whitening, inner: Inner, keep: int, passes: int
-) -> tuple[_Pass, list[float], int]:
-    """The best pass, what each one left, and how many dimensions go; with `inner` in the coordinates of `frame`."""
+    chunks: Chunks, statistics: Statistics, frame: Whitening, projects: bool, keep: int, passes: int
+) -> _Settled:
+    """Passes until nothing is left, in the coordinates of `frame`."""
     # A dead coordinate starts at its mean. It does not stay there: a constant, normalised, would tell the norm.
     identity = np.column_stack([frame.back, frame.mean])
     split = len(statistics.mean_z) - keep
     wanted = [whitened_concept(statistics, part) for part in (slice(split), slice(split, None))]
-    now = best = _look(chunks, statistics, frame, identity, wanted)
+    now = best = _look(chunks, statistics, frame, identity, wanted, projects)
     _check_norms(best)
     found, damping = [best.size], 1.0
-    history = [(identity, identity @ inner(best))]
+    history = [(identity, identity @ _removal(best, frame.shrinkage))]
     rank = int(np.linalg.matrix_rank(identity - history[0][1], tol=1e-6 * np.linalg.norm(identity, 2)))
     check_room(rank, identity.shape[1] - 1)
     while best.size > ENOUGH and len(found) <= passes:
-        now = _look(chunks, statistics, frame, _mixed(history), wanted)
+        now = _look(chunks, statistics, frame, _mixed(history), wanted, projects)
         found.append(now.size)
         if now.size > RISE * best.size or now.low < SHORTEST:
             damping /= 2
-            history = [(best.T, best.T + damping * (identity @ inner(best) - best.T))]
+            history = [(best.T, best.T + damping * (identity @ _removal(best, frame.shrinkage) - best.T))]
             continue
         best = min(best, now, key=lambda each: each.size)
-        history = [*history, (now.T, identity @ inner(now))][-MEMORY:]
-    return best, found, rank
+        history = [*history, (now.T, identity @ _removal(now, frame.shrinkage))][-MEMORY:]
+    return _Settled(best, found, rank)
 
 
-def _look(chunks: Chunks, statistics: Statistics, frame: Whitening, T: np.ndarray, wanted: list[np.ndarray]) -> _Pass:
+def _look(
+    chunks: Chunks, statistics: Statistics, frame: Whitening, T: np.ndarray, wanted: list[np.ndarray], projects: bool
+) -> _Pass:
     """One pass over all rows with the map T."""
     r = T.shape[1]
     crosses = [np.zeros((r, each.shape[1])) for each in wanted]
@@ -134,11 +145,14 @@ def _look(chunks: Chunks, statistics: Statistics, frame: Whitening, T: np.ndarra
         centred = z - statistics.mean_z
         for cross, each in zip(crosses, wanted, strict=True):
             cross += h.T @ (centred @ each)
-        second += h.T @ h
+        if not projects:
+            second += h.T @ h
         first += h.sum(axis=0)
     variance = 1 - float(np.sum((T @ first / n) ** 2))  # of the normalised vectors, all dimensions together
     size = float(np.linalg.norm(T @ crosses[0] / n) / np.sqrt(max(variance, 1e-300)))
-    return _Pass(T, crosses[0] / n, crosses[1] / n, second / n, size, low / (norms / n), row)
+    unit = norms / n  # the vectors' scale is none of the map's business
+    concept, kept = (unit * cross / n for cross in crosses)
+    return _Pass(T, concept, kept, None if projects else unit**2 * second / n, size, low / unit, row)
 
 
 def _check_norms(now: _Pass) -> None:
@@ -150,24 +164,17 @@ def _check_norms(now: _Pass) -> None:
         )
 
 
-def _projection(now: _Pass) -> np.ndarray:
-    """What T0 is multiplied with so that no covariance would be left if the norms stayed: the span alone goes."""
-    return removal(now.concept, now.kept)
-
-
-def _least_change(shrinkage: float) -> Inner:
-    """The same with the least mean change of cosines."""
-
-    def inner(now: _Pass) -> np.ndarray:
-        second = (1 - shrinkage) * now.second + shrinkage * np.diag(np.diag(now.second))
-        values, vectors = np.linalg.eigh(second)
-        alive = values > COLLINEAR * values[-1]
-        root, vectors = np.sqrt(values[alive]), vectors[:, alive]
-        forward, back = vectors.T / root[:, None], vectors * root
-        gone = np.eye(len(root)) - removal(forward @ now.concept, forward @ now.kept)
-        return np.eye(len(second)) - back @ gone @ forward
-
-    return inner
+def _removal(now: _Pass, shrinkage: float) -> np.ndarray:
+    """What T0 is multiplied with (r + 1, r + 1) so that no covariance would be left if the norms stayed as they are."""
+    if now.second is None:
+        return removal(now.concept, now.kept)
+    second = (1 - shrinkage) * now.second + shrinkage * np.diag(np.diag(now.second))
+    values, vectors = np.linalg.eigh(second)
+    alive = values > COLLINEAR * values[-1]
+    root, vectors = np.sqrt(values[alive]), vectors[:, alive]
+    forward, back = vectors.T / root[:, None], vectors * root
+    gone = np.eye(len(root)) - removal(forward @ now.concept, forward @ now.kept)
+    return np.eye(len(second)) - back @ gone @ forward
 
 
 def _mixed(history: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

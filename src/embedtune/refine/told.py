@@ -18,7 +18,7 @@ from embedtune.encoder.encode import LocalEncoder, Role
 from embedtune.errors import UserError
 from embedtune.nearest import unit
 from embedtune.refine.cached import Cached, cache
-from embedtune.refine.concepts import Encoding, length_encodings
+from embedtune.refine.concepts import LENGTH, Encoding, length_encodings
 from embedtune.refine.erase import Erasure, Texts, counted, in_words, labelled, read_rows, release, survey
 from embedtune.refine.eraser import whitening
 from embedtune.refine.fitting import best_r2, cosine_change, largest_covariance
@@ -189,6 +189,9 @@ def _check(wanted: Erasure) -> None:
     if len(wanted.concepts) + wanted.length != 1:
         what = "--method oracle takes one concept: each cell of several would have too few texts"
         raise UserError(what, fix="--concept COLUMN or --also length; a column may hold combinations of values")
+    if wanted.length and wanted.kinds()[LENGTH] == "scalar":
+        what = "--method oracle takes all smooth functions of length, not the count and its logarithm alone"
+        raise UserError(what, where="--kind", fix="leave it out")
     if wanted.preserve or wanted.strength != 1:
         raise UserError("--method oracle knows neither --preserve nor --strength", fix="--method leace")
 
