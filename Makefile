@@ -6,6 +6,7 @@
 # make mutants      mistakes put into the core modules, and whether their tests notice; after make coverage; SAMPLE=40
 # make bench        the guard, then every benchmark, one after the other
 # make guard        fails where the engine is more than 15 % slower beside its peer than recorded; two minutes
+# make gpu          the tests that need a GPU, and those that are to hold on one too; without one they say so
 # make parity       against mteb, another project's benchmark harness
 # make clean        removes the environment and the caches; data.txt and finished models stay
 
@@ -27,7 +28,7 @@ CORE_TESTS := tests/test_files.py tests/fit/test_checkpoint.py tests/reliability
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check coverage mutants bench guard parity reliability reliability-table environment clean
+.PHONY: demo test check gpu coverage mutants bench guard parity reliability reliability-table environment clean
 
 demo: $(INSTALLED) data.txt
 	$(BIN)/embedtune data check data.txt
@@ -57,6 +58,9 @@ coverage: $(INSTALLED)
 
 mutants: $(INSTALLED)
 	$(BIN)/python tests/reliability/mutants.py --sample $(SAMPLE)
+
+gpu: $(INSTALLED)
+	EMBEDTUNE_TEST_GPU=1 $(BIN)/python -m pytest -m "gpu or also_gpu"
 
 parity: $(PARITY)
 	$(BIN)/python -m pytest -m parity

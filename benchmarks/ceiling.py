@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from embedtune.fit.ceiling import ROWS, best_seconds, layer_shapes, rate
+from embedtune.fit.ceiling import best_seconds, layer_shapes, rate, rows_on
 
 
 def measure(hidden: int = 384, inner: int = 1536, tries: int = 30) -> dict[str, float]:
@@ -23,7 +23,7 @@ def measure(hidden: int = 384, inner: int = 1536, tries: int = 30) -> dict[str, 
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for columns, out in layer_shapes(hidden, inner):
             took = best_seconds(columns, out, dtype, cpu, tries)
-            rates[f"{name} {ROWS}x{columns}x{out}"] = 2 * ROWS * columns * out / took
+            rates[f"{name} {rows_on(cpu)}x{columns}x{out}"] = 2 * rows_on(cpu) * columns * out / took
         rates[name] = rate(hidden, inner, dtype, cpu, tries)
     return rates
 

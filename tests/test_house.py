@@ -272,7 +272,7 @@ def test_dependencies_have_their_floors_and_pins():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needs = {re.match(r"[\w-]+", need)[0]: need for need in project["dependencies"]}
     for package, floor in {
-        "torch": ">=2.10",
+        "torch": ">=2.11",
         "transformers": ">=5.3",
         "safetensors": ">=0.8",
         "sentence-transformers": ">=6.2",

@@ -48,6 +48,8 @@ class Loop:
     max_tokens: int | None = None
     # Arithmetic of the model: bf16 where the hardware has it; weights and optimizer stay fp32.
     precision: Precision | None = None
+    # Compile the layers, which takes half a minute (derived: on a GPU, for a thousand steps and more).
+    compile: bool | None = None
     # Shape of the learning rate after the warm-up.
     schedule: Schedule = "linear"
     # Warm-up: below 1 a fraction of the steps, else steps.

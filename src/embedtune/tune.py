@@ -95,11 +95,12 @@ def _take(out: Path, resume: bool, discard: bool, force: bool) -> bool:
 
 def _run(recipe: Any, out: Path, resume: bool, existed: bool, profile: bool, listener: Any) -> None:
     """Train; a mistake found before anything was learned leaves nothing behind."""
+    from embedtune.encoder.device import pick_device, repeatable
     from embedtune.fit import ranks
 
     home, first = running(out), ranks.world()[0] == 0
     try:
-        with files.disk_errors(home), files.locked(home) if first else nullcontext():
+        with files.disk_errors(home), files.locked(home) if first else nullcontext(), repeatable(pick_device()):
             _tune(recipe, home, out, resume, profile and first, listener)
     except (UserError, Interrupted, KeyboardInterrupt, Parted):
         if first and not existed and not list(home.glob(f"{CHECKPOINTS}/step-*")):

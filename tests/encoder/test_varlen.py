@@ -59,7 +59,7 @@ def test_packed_attention_is_dense_attention_inside_each_sequence(lengths, windo
         torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("window", [None, 64, 600])
+@pytest.mark.parametrize("window", [None, 1, 9, 64, 256, 257, 600])
 def test_sequences_longer_than_long_among_short_ones(window):
     lengths = [1, varlen.LONG + 1, 3, 600, 40, varlen.LONG]
     for mine, theirs in zip(*both_ways(lengths, window)):
@@ -67,10 +67,13 @@ def test_sequences_longer_than_long_among_short_ones(window):
 
 
 @QUICK
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=10), st.none() | st.integers(1, 9))
-def test_the_mixed_path_is_dense_attention(lengths, window):
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=10), st.none() | st.integers(1, 20), st.integers(1, 16))
+@example([40], 3, 1)
+@example([13, 39, 40], 7, 5)  # pieces that do not go up, and a last one that nobody fills
+def test_the_mixed_path_is_dense_attention(lengths, window, piece):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(varlen, "LONG", 12)
+        patch.setattr(varlen, "PIECE", piece)
         for mine, theirs in zip(*both_ways(lengths, window)):
             torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
 
@@ -274,3 +277,29 @@ def test_registering_twice_does_no_harm(tiny_model):
     varlen.register()
     varlen.register()
     assert load.load_mlm(tiny_model("bert"), 0).padded is None
+
+
+@pytest.mark.parametrize("more", [1, 5, 200])
+@pytest.mark.parametrize("kind", PACKED)
+def test_rows_beyond_the_tokens_change_nothing(pair, kind, more, monkeypatch):
+    """As on a GPU, where the number of tokens is rounded up inside of the encoder."""
+    monkeypatch.setattr(varlen, "beyond", lambda tokens, device: more)
+    assert_packed_is_padded(*pair(kind), [17, 3, 1, 40])
+
+
+@QUICK
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=14), st.none() | st.integers(1, 9))
+def test_the_larger_blocks_of_a_gpu_are_dense_attention(lengths, window):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(varlen.CELLS, "cpu", varlen.CELLS["cuda"])
+        for mine, theirs in zip(*both_ways(lengths, window)):
+            torch.testing.assert_close(mine, theirs, atol=1e-10, rtol=1e-10)
+
+
+def test_the_shapes_of_a_training_on_a_gpu_are_few():
+    gpu = torch.device("cuda")
+    for tokens in (1, 7, 8, 9, 63, 65, 100, 1000, 19_365, 39_062, 131_072):
+        more = varlen.beyond(tokens, gpu)
+        assert 0 <= more <= max(7, tokens / 32) and (tokens + more) % 8 == 0
+        assert varlen.beyond(tokens + more, gpu) == 0 and varlen.beyond(tokens, torch.device("cpu")) == 0
+    assert len({n + varlen.beyond(n, gpu) for n in range(16_384, 32_768)}) <= 33

@@ -216,6 +216,7 @@ def test_prompts_are_the_models_own_unless_given_and_are_saved(fit, tiny_model, 
 # ---- it repeats
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("kind, changes", [("minilm", {}), ("mpnet", {}), ("bert", {"guide": "base", "merge": "auto"})])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(fit, kind, changes):
     runs = [fit(kind, out, seed=seed, train=easy(60, 1), **changes) for out, seed in (("a", 1), ("b", 1), ("c", 2))]
@@ -223,6 +224,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(fit, kind, chang
     assert runs[0].log != runs[2].log and runs[0].bits["recipe.toml"] != runs[2].bits["recipe.toml"]
 
 
+@pytest.mark.also_gpu
 def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in easy(60, 1)))
@@ -268,6 +270,7 @@ def stop_averaging(text):
 RESUMED = {"train": easy(50, 2), "epochs": 2, "checkpoint_steps": 2, "merge": "auto", "measure": "loss"}
 
 
+@pytest.mark.also_gpu
 def test_a_stopped_run_ends_as_one_that_was_not(fit):
     """By a signal, by an exception between two checkpoints and before the first, and while it averages."""
     whole = fit(out="whole", **RESUMED)
@@ -340,6 +343,7 @@ def test_the_penalty_lowers_the_covariance_with_length_and_the_closed_form_ends_
     assert found["erasure"][0] in (ran.folder / "README.md").read_text()
 
 
+@pytest.mark.also_gpu
 def test_with_the_penalty_a_stopped_run_ends_as_one_that_was_not(fit):
     how = {**LENGTH, "epochs": 2, "checkpoint_steps": 2, "measure": "loss"}
     whole = fit(out="whole", **how)

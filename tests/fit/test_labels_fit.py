@@ -133,6 +133,7 @@ def test_a_head_that_the_folder_has_is_left_as_it_is(fit):
 # ---- the contract that every task keeps
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("task", KINDS)
 def test_the_loss_falls_on_easy_rows_and_the_same_seed_gives_the_same_log(fit, task):
     options = {
@@ -151,6 +152,7 @@ def test_the_loss_falls_on_easy_rows_and_the_same_seed_gives_the_same_log(fit, t
     assert other.losses != one.losses
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("task", ["pairs", "several", "regress", "tag"])
 def test_a_stopped_run_ends_as_one_that_was_not(fit, task):
     options = {"checkpoint_steps": 2, "kind": "minilm", "layer_decay": 1.0 if task == "pairs" else 0.7}

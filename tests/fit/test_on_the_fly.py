@@ -228,6 +228,7 @@ def stop_at(number):
     return step
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("kind", ["bert", "minilm"])
 def test_it_learns_repeats_and_resumes_to_the_bit(tune, kind, monkeypatch):
     monkeypatch.setattr(raw_text, "MOST_BYTES", 100)

@@ -200,6 +200,7 @@ def stop_at(number):
     return step
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("task", TASKS)
 def test_a_stopped_run_ends_as_one_that_was_not(task, finished, go_on):
     run = finished(task)

@@ -175,12 +175,14 @@ def test_stock_code_opens_the_folder_and_gives_the_scores_that_are_told(fit, mon
     assert report.summary["spearman"] == pytest.approx(told["dev_spearman"], abs=1e-6)
 
 
+@pytest.mark.also_gpu
 @pytest.mark.parametrize("changes", [{}, {"merge": "auto", "loss": "AnglELoss", "dims": (32, 8)}])
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(fit, changes):
     runs = [fit("bert", out, seed=seed, **changes) for out, seed in (("a", 1), ("b", 1), ("c", 2))]
     assert runs[0].bits == runs[1].bits and runs[0].log == runs[1].log != runs[2].log
 
 
+@pytest.mark.also_gpu
 def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
     path = tmp_path / "scored.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in graded(60, high=5.0)))
@@ -193,6 +195,7 @@ def test_the_recipe_that_is_left_repeats_the_run(fit, tmp_path):
         assert (finished.folder / name).read_bytes() == (first.folder / name).read_bytes(), name
 
 
+@pytest.mark.also_gpu
 def test_a_stopped_run_ends_as_one_that_was_not(fit):
     options = {"epochs": 2, "checkpoint_steps": 2, "merge": "auto"}
     whole = fit(out="whole", **options)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from embedtune.encoder import varlen
+from embedtune.encoder.device import repeatable
 from embedtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def tokenize(model: SentenceTransformer, texts: list[str], prompt: str = "") -> 
 
 def budget(device: torch.device) -> int:
     """Tokens of a forward pass: on a CPU few, whose activations stay in the caches; on a GPU enough to fill it."""
-    return 2048 if device.type == "cpu" else 8192
+    return 2048 if device.type == "cpu" else 65_536
 
 
 @torch.inference_mode()
@@ -105,9 +106,10 @@ def embed_rows(model: SentenceTransformer, rows: Rows, max_tokens: int | None, p
     was_training = model.training
     model.eval()
     try:
-        for part in batches(sizes[order], max_tokens or budget(model.device), padded=not _padding_free(model)):
-            features = _collate(model, [rows.ids[i] for i in order[part]])
-            vectors.append(model({**features, **extra})["sentence_embedding"])
+        with repeatable(model.device):
+            for part in batches(sizes[order], max_tokens or budget(model.device), padded=not _padding_free(model)):
+                features = _collate(model, [rows.ids[i] for i in order[part]])
+                vectors.append(model({**features, **extra})["sentence_embedding"])
     finally:
         model.train(was_training)
     stacked = torch.cat(vectors)[:, : model.truncate_dim].float().cpu().numpy()

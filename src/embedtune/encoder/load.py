@@ -214,6 +214,8 @@ def load_stock(folder: Path, auto: Any, seed: int, settings: dict[str, Any], wor
     _check_loaded(loaded, mismatched if not settings else [])
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
     loaded.offset, loaded.padded = varlen.position_offset(model), varlen.why_padded(model)
+    if loaded.padded is None:
+        varlen.steady(model.base_model)
     return loaded
 
 

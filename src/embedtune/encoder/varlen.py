@@ -6,9 +6,9 @@ transformers lets anyone register an attention function, so stock models run on 
 
 On a CPU, and for fp32 on a GPU, sequences of similar length are put into blocks and each block is three batched
 matrix products inside one autograd function, which keeps the probabilities and writes every gradient row once.
-Long sequences go through torch's own fused kernel, one by one. On CUDA in half precision torch's varlen kernel
-takes the whole batch. Attention probabilities are never dropped out, on no device: the CUDA kernel cannot, and one
-rule everywhere is what makes curves comparable (docs/why.md).
+Long sequences go through torch's own fused kernel, one by one, and where attention is local in pieces. On CUDA in
+half precision torch's varlen kernel takes the whole batch. Attention probabilities are never dropped out, on no
+device: the CUDA kernel cannot, and one rule everywhere is what makes curves comparable (docs/why.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 ATTENTION = "embedtune_varlen"
 SLACK = 1.2  # a block's padded size may exceed its real tokens by this factor
 LONG = 512  # sequences longer than this are worth a fused kernel call of their own
-CELLS = 1 << 15  # rows x length x length of a block: with twelve heads its scores stay in the cache of a core
+PIECE = 64  # queries that meet their neighbourhood together, at least
+# Rows x length x length of a block: on a CPU with twelve heads its scores stay in the cache of a core; a GPU has more
+# to do with few large blocks than with many small ones.
+CELLS = {"cpu": 1 << 15, "cuda": 1 << 22}
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ def plan_blocks(lengths: np.ndarray, device: torch.device) -> list[Block]:
     """Group sequences ((n,) lengths, in packed order) into blocks of similar length, at most 20 % padding each."""
     order = np.argsort(lengths, kind="stable")
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    blocks, first = [], 0
+    blocks, first, cells = [], 0, CELLS.get(device.type, CELLS["cpu"])
     while first < len(order):
         last, real = first, 0
         while last < len(order):
             longest = int(lengths[order[last]])
             size = longest * (last - first + 1)
-            if last > first and (longest > LONG or size > SLACK * (real + longest) or size * longest > CELLS):
+            if last > first and (longest > LONG or size > SLACK * (real + longest) or size * longest > cells):
                 break
             real += longest
             last += 1
@@ -191,11 +194,38 @@ def _mixed_attention(
     for block in blocks:
         if block.length <= LONG:
             continue
-        q, k, v = (x.index_select(0, block.tokens).transpose(0, 1)[None] for x in (query, key, value))
-        seen = None if window is None or window >= block.length else ~_window(block.length, window, query.device)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
-        out = out.index_copy(0, block.tokens, attended[0].transpose(0, 1))
+        q, k, v = (x.index_select(0, block.tokens).transpose(0, 1) for x in (query, key, value))
+        if window is None or 2 * window >= block.length:
+            seen = None if window is None or window >= block.length else ~_window(block.length, window, query.device)
+            attended = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen, scale=scale)[0]
+        else:
+            attended = _banded_attention(q, k, v, scale, window)
+        out = out.index_copy(0, block.tokens, attended.transpose(0, 1))
     return out
+
+
+def _banded_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int) -> Tensor:
+    """Local attention in one sequence, (H, L, D) in and out, in time and memory of L x window rather than L x L.
+
+    The queries are cut into pieces, and each piece meets the keys from `window` - 1 positions before it to as many
+    behind it, through torch's fused kernel.
+    """
+    heads, length, size = query.shape
+    reach = window - 1
+    piece = max(PIECE, reach)
+    count = -(-length // piece)
+    over = count * piece - length
+    q = F.pad(query, (0, 0, 0, over)).view(heads, count, piece, size).transpose(0, 1)
+    k, v = (
+        F.pad(x, (0, 0, reach, reach + over)).unfold(1, piece + 2 * reach, piece).permute(1, 0, 3, 2).contiguous()
+        for x in (key, value)
+    )
+    at = torch.arange(count * piece, device=query.device).view(count, piece, 1)
+    keys = at[:, :1] - reach + torch.arange(piece + 2 * reach, device=query.device)
+    # Queries beyond the end, which nobody reads, see what lies there, or their softmax would be of nothing.
+    seen = ((keys - at).abs() <= reach) & (((keys >= 0) & (keys < length)) | (at >= length))
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None], scale=scale)
+    return attended.transpose(0, 1).reshape(heads, count * piece, size)[:, :length]
 
 
 def varlen_attention(
@@ -248,6 +278,49 @@ def pack(rows: list[np.ndarray], position_offset: int, device: torch.device | st
         "max_length_q": int(lengths.max()),
         "max_length_k": int(lengths.max()),
     }
+
+
+def beyond(tokens: int, device: torch.device) -> int:
+    """How many rows an encoder on `device` computes beyond so many packed tokens: up to 1 in 32 on a GPU, else none."""
+    if device.type != "cuda":
+        return 0
+    return -tokens % max(8, 1 << max(0, tokens.bit_length() - 6))
+
+
+# How many rows were added to a batch, for the time that it is in the model.
+_added: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def steady(backbone: torch.nn.Module) -> None:
+    """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in.
+
+    A product of a shape that was not seen before has its kernel looked for anew, which takes longer than the product
+    (docs/LOG.md). Rounded, the shapes of a training are a few. The rows beyond are sequences of their own behind the
+    others, which nobody reads.
+    """
+
+    def widen(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if kwargs.get("input_ids") is None or kwargs.get("cu_seq_lens_q") is None:
+            return None
+        ids, ends, longest = kwargs["input_ids"], kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"])
+        if not (more := beyond(ids.shape[1], ids.device)):
+            return None
+        # Repeated, so that all of them are valid: the first token's id, position and type.
+        names = [name for name in ("input_ids", "position_ids", "token_type_ids", "seq_idx") if name in kwargs]
+        wider: dict[str, Any] = {n: torch.cat([kwargs[n], kwargs[n][:, :1].expand(-1, more)], 1) for n in names}
+        steps = torch.arange(longest, more + longest, longest, dtype=ends.dtype, device=ends.device).clamp_(max=more)
+        wider["cu_seq_lens_q"] = wider["cu_seq_lens_k"] = torch.cat([ends, ends[-1:] + steps])
+        _added[wider["cu_seq_lens_q"]] = more
+        return args, {**kwargs, **wider}
+
+    def narrow(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+        ends = kwargs.get("cu_seq_lens_q")
+        if ends is not None and ends in _added:
+            output["last_hidden_state"] = output.last_hidden_state[:, : -_added[ends]]
+        return output
+
+    backbone.register_forward_pre_hook(widen, with_kwargs=True)
+    backbone.register_forward_hook(narrow, with_kwargs=True)
 
 
 def pad(rows: list[np.ndarray], pad_id: int, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -306,6 +379,7 @@ def flatten(transformer: Any) -> str | None:
     if reason is not None:
         transformer.model.set_attn_implementation("sdpa")
         return reason
+    steady(transformer.model)
     transformer.data_collator = DataCollatorWithFlattening(
         return_seq_idx=True, return_flash_attn_kwargs=True, return_position_ids=True
     )

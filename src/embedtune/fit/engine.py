@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from embedtune import files
 from embedtune.errors import Interrupted, UserError
-from embedtune.fit import checkpoint, order, ranks, signals
+from embedtune.fit import checkpoint, gpu, order, ranks, signals
 from embedtune.fit.checkpoint import State
 from embedtune.fit.optimizer import BODY, HEAD, Optimizer
 from embedtune.fit.schedule import factor
@@ -37,9 +38,14 @@ FALLING = ("loss", "perplexity", "ECE", "MAE", "RMSE")  # measures of which less
 class Step(NamedTuple):
     """What a process reports of its share of a batch: the mean loss, the real (not padded) tokens, what it weighs."""
 
-    loss: float
+    loss: float | Tensor  # see `unread`
     tokens: int
     weight: float = 1.0  # beside the shares of other processes
+
+
+def unread(loss: Tensor) -> float | Tensor:
+    """A () loss as a `Step` has it: a number, or on a GPU what becomes one once the GPU has come that far."""
+    return loss.double() if loss.is_cuda else float(loss)
 
 
 class Objective(Protocol):
@@ -68,6 +74,7 @@ class Objective(Protocol):
         """Leave the gradients of the mean loss of this process's share of `rows`, in micro-batches of `max_tokens`.
 
         Out of memory it is called again with fewer tokens, on this process alone: what needs the others is done once.
+        An objective may also have `ahead(step, epoch, rows)`, which makes ready what needs no model.
         """
 
     def save(self, folder: Path) -> None:
@@ -122,7 +129,7 @@ def train(
         run.continue_from(*found)
     else:
         ranks.first(lambda: files.write_text(home / "log.jsonl", ""))
-    with signals.caught() as stopped:
+    with gpu.compiled(objective.body, bool(loop.compile)), signals.caught() as stopped:
         why = run.go(stopped)
     best = run.state.best_step
     if best is None:
@@ -233,8 +240,9 @@ class Run:
         state, loop = self.state, self.loop
         epoch, rows = self.objective.rows(state.step, loop.batch or BATCH, loop.seed)
         result = self._forward_backward(epoch, rows)
+        self._look_ahead()
         loss, tokens = ranks.mean_gradients(
-            [*self.optimizer.masters.values()], result.weight, result.loss, result.tokens
+            [*self.optimizer.masters.values()], result.weight, float(result.loss), result.tokens
         )
         norm = self.optimizer.clip(loop.clip)
         if math.isfinite(loss) and math.isfinite(norm):
@@ -252,6 +260,13 @@ class Run:
         state.seconds += now - self.clock
         self.clock = now
 
+    def _look_ahead(self) -> None:
+        """Make ready what of the next step needs no model, while a GPU is still busy with this one."""
+        ahead = getattr(self.objective, "ahead", None)
+        if ahead is not None and self.state.step + 1 < self.total and torch.cuda.is_available():
+            step = self.state.step + 1
+            ahead(step, *self.objective.rows(step, self.loop.batch or BATCH, self.loop.seed))
+
     def _rates(self, step: int) -> dict[str, float]:
         """Learning rate of head and body at `step` (0-based)."""
         head_steps = self.objective.head_steps
@@ -267,7 +282,11 @@ class Run:
             try:
                 return self.objective.step(self.state.step, epoch, rows, self.state.max_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if gpu.give_up_order(error):
+                    self._event("this loss sums in no fixed order on a GPU: runs repeat to rounding, not to the bit")
+                    self.optimizer.clear()
+                    continue
+                if not gpu.out_of_memory(error):
                     raise
                 if self.state.max_tokens <= 1:
                     what = "out of memory, though the batch is taken row by row"
@@ -376,8 +395,3 @@ def read_log(home: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from embedtune.errors import UserError
+from embedtune.fit.gpu import layers_of
 
 HEAD, BODY = "head", "body"
 
@@ -103,9 +104,8 @@ class Optimizer:
                     if f"{key}.{name}" in left
                 }
                 if moments:
-                    self.adam.state[master] = {
-                        k: v.clone().to(v.device if k == "step" else master.device) for k, v in moments.items()
-                    }
+                    # Fused AdamW counts its steps on the parameter's own device.
+                    self.adam.state[master] = {k: v.clone().to(master.device) for k, v in moments.items()}
                 else:
                     self.adam.state.pop(master, None)
         if left:
@@ -141,10 +141,9 @@ def layer_scales(model: nn.Module, decay: float) -> dict[str, float]:
     modules; embeddings are what stands before it, and tables of vectors wherever they stand. Raises UserError where
     the model has no such list.
     """
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
+    if (found := layers_of(model)) is None:
         raise UserError("finds no layers in this model", where="--layer-decay", fix="leave --layer-decay out")
-    stack, layers = max(stacks, key=lambda found: len(found[1]))
+    stack, layers = found
     tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     count, behind = len(layers), False
     scales = {}

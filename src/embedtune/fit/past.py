@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 REPLAY = 7  # what a key is for: which old rows are trained on again
 FEWEST_DEV = 3  # new rows to score on: a correlation needs three
 # What a run derives from the size of its data or from its machine, and the measure, which has another meaning here.
-DERIVED = ("eval_steps", "checkpoint_steps", "log_steps", "max_tokens", "precision", "measure")
+DERIVED = ("eval_steps", "checkpoint_steps", "log_steps", "max_tokens", "precision", "compile", "measure")
 # What made the model that training started from, which is there now, and how the size of the data had it read.
 MADE = {"scratch": False, "add_words": 0, "head_steps": None, "on_the_fly": None}
 WITHOUT = "--replay 0 goes on without it (then nothing shows what is forgotten)"

@@ -22,7 +22,7 @@ from embedtune.encoder import embedder, varlen
 from embedtune.fit import ranks
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
-from embedtune.fit.engine import Step
+from embedtune.fit.engine import Step, unread
 
 SCORE_TOKENS = 8192  # a forward pass when scoring
 CACHED_SHARE = 8  # micro-batches of the gradient cache hold this share of the token budget
@@ -95,7 +95,7 @@ class EmbeddingObjective:
             # The longest first: their arrays are the largest, and what is freed of them holds all later ones.
             for part, gradient in zip(parts[::-1], shares[::-1], strict=True):
                 self._embed(self.tokens, part, step).backward(gradient)
-        return Step(float(loss.detach()), int(self.tokens.lengths_of(mine).sum()))
+        return Step(unread(loss.detach()), int(self.tokens.lengths_of(mine).sum()))
 
     def _all_vectors(self, parts: list[np.ndarray], step: int, total: int) -> tuple[Tensor, Tensor | None]:
         """The vectors (total, D) of the batch, gathered from all processes, and this one's with their graph.

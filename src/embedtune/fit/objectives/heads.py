@@ -18,7 +18,7 @@ from embedtune.encoder.load import Loaded
 from embedtune.fit import order, ranks
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
-from embedtune.fit.engine import Step
+from embedtune.fit.engine import Step, unread
 
 SCORE_TOKENS = 8192  # a forward pass when scoring
 
@@ -70,13 +70,13 @@ class HeadObjective:
             self.model.base_model.eval()
         rank, count = ranks.world()
         numbers, lengths = numbers[rank::count], lengths[rank::count]
-        weight, loss = self.weight(numbers), 0.0
+        weight, losses = self.weight(numbers), []
         for first, last in micro_batches(lengths, max_tokens, self.loaded.padded is not None):
             some = numbers[first:last]
             part = self.loss(self.logits(some, step).float(), some) / weight
             part.backward()
-            loss += float(part.detach())
-        return Step(loss, int(lengths.sum()), weight)
+            losses.append(part.detach())
+        return Step(unread(torch.stack(losses).double().sum()), int(lengths.sum()), weight)
 
     def logits(self, numbers: np.ndarray, step: int | None) -> Tensor:
         """Logits of token rows (n, C), or of their wanted tokens end to end (m, C); `step` keys the dropout."""

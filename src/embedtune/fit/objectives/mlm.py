@@ -25,7 +25,7 @@ from embedtune.encoder.vocabulary import continuations
 from embedtune.fit import order, ranks
 from embedtune.fit.batches import micro_batches
 from embedtune.fit.dropout import KeyedNoise
-from embedtune.fit.engine import Step
+from embedtune.fit.engine import Step, unread
 from embedtune.fit.losses import weighted_cross_entropy
 
 SCORE_RATE = 0.15  # whatever the training rate, so that scores of different recipes compare
@@ -114,6 +114,7 @@ class MaskedLanguageModel:
     masker: Masker
     head: list[str] = field(default_factory=list)
     most_tokens: int | None = None
+    _ready: tuple[tuple, Masked, np.ndarray] | None = None  # of which step, its masked rows, what keys their noise
     row_losses: np.ndarray = field(
         default_factory=lambda: np.zeros((0, 2))
     )  # (dev rows, 2): loss, tokens; last scoring
@@ -151,16 +152,15 @@ class MaskedLanguageModel:
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
         """Gradients of the mean loss over the masked tokens of every N-th of `rows`, whatever the micro-batches."""
-        rank, count = ranks.world()
-        numbers = self.train[rows]
-        numbers = numbers[np.argsort(self.tokens.lengths_of(numbers), kind="stable")][rank::count]
-        found, ids = self.tokens.rows(numbers)
-        if not found:
+        if self._ready is None or self._ready[0] != (step, epoch, rows.tobytes()):
+            self.ahead(step, epoch, rows)
+        assert self._ready is not None
+        _, masked, ids = self._ready
+        if not masked.rows:
             return Step(0.0, 0, 0.0)
-        masked = self.masker.mask(found, ids, self.rate, self.seed, epoch)
         self._freeze_body(step < self.head_steps)
         self.model.train()
-        loss = 0.0
+        losses = []
         for first, last in micro_batches([len(row) for row in masked.rows], max_tokens, self.loaded.padded is not None):
             position = np.concatenate([np.arange(len(row)) for row in masked.rows[first:last]])
             sample = np.repeat(ids[first:last], [len(row) for row in masked.rows[first:last]])
@@ -168,8 +168,17 @@ class MaskedLanguageModel:
             # Rows of unknown characters alone have nothing to guess, and a batch may hold no others.
             part = weighted_cross_entropy(logits, labels, 1 / max(1, len(masked.labels)))
             part.backward()
-            loss += float(part.detach())
-        return Step(loss, sum(map(len, masked.rows)), len(masked.labels))
+            losses.append(part.detach())
+        return Step(unread(torch.stack(losses).double().sum()), sum(map(len, masked.rows)), len(masked.labels))
+
+    def ahead(self, step: int, epoch: int, rows: np.ndarray) -> None:
+        """Take and mask every N-th of `rows`, by length, for a step that is still to come."""
+        rank, count = ranks.world()
+        numbers = self.train[rows]
+        numbers = numbers[np.argsort(self.tokens.lengths_of(numbers), kind="stable")][rank::count]
+        found, ids = self.tokens.rows(numbers)
+        masked = self.masker.mask(found, ids, self.rate, self.seed, epoch) if found else Masked([], ids, ids, ids)
+        self._ready = (step, epoch, rows.tobytes()), masked, ids
 
     def _freeze_body(self, frozen: bool) -> None:
         """Without gradients below it, a fresh head trains alone at the price of a forward pass."""
