@@ -36,8 +36,11 @@ def _clipped(words: str) -> str:
     return words if len(words) <= MOST_LETTERS else f"{words[: MOST_LETTERS - 43]}...{words[-40:]}"
 
 
-class Interrupted(Exception):
-    """A signal stopped the run (inside the loop after a checkpoint was written); `code` is 130 or 143."""
+class Interrupted(BaseException):
+    """A signal stopped the run (inside the loop after a checkpoint was written); `code` is 130 or 143.
+
+    No Exception, as KeyboardInterrupt is none: it may come at any instant, and is no error of what was going on.
+    """
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)

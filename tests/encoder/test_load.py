@@ -304,3 +304,31 @@ def test_collate_is_padded_where_the_model_is(tiny_model):
     assert "cu_seq_lens_q" in load.load_mlm(tiny_model("bert"), 0).collate(rows)
     padded = load.load_mlm(tiny_model("mpnet"), 0).collate(rows)
     assert padded["input_ids"].tolist() == [[2, 7, 3], [2, 3, 1]] and set(padded) == set(varlen.pad(rows, 1))
+
+
+@pytest.mark.parametrize("what", ["AutoModelForMaskedLM", "AutoTokenizer", "AutoConfig"])
+def test_a_signal_while_a_model_is_opened_is_no_error_of_the_model(tiny_model, what, monkeypatch):
+    import transformers
+
+    from embedtune.errors import Interrupted
+
+    def stop(*args, **kwargs):
+        raise Interrupted("stopped by signal 15", 143)
+
+    monkeypatch.setattr(getattr(transformers, what), "from_pretrained", stop)
+    with pytest.raises(Interrupted, match="stopped by signal 15"):
+        load.load_mlm(tiny_model("bert"), 0)
+
+
+def test_a_signal_while_an_embedding_model_is_opened_is_no_error_of_the_model(tiny_model, monkeypatch):
+    import sentence_transformers
+
+    from embedtune.encoder.embedder import load_embedder
+    from embedtune.errors import Interrupted
+
+    def stop(*args, **kwargs):
+        raise Interrupted("stopped by signal 15", 143)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", stop)
+    with pytest.raises(Interrupted):
+        load_embedder(tiny_model("minilm"))

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForMaskedLM
 
 from conftest import KINDS, PACKED
-from embedtune.encoder import load, varlen
+from embedtune.encoder import load, rounded, varlen
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -283,8 +283,18 @@ def test_registering_twice_does_no_harm(tiny_model):
 @pytest.mark.parametrize("kind", PACKED)
 def test_rows_beyond_the_tokens_change_nothing(pair, kind, more, monkeypatch):
     """As on a GPU, where the number of tokens is rounded up inside of the encoder."""
-    monkeypatch.setattr(varlen, "beyond", lambda tokens, device: more)
-    assert_packed_is_padded(*pair(kind), [17, 3, 1, 40])
+    monkeypatch.setattr(rounded, "beyond", lambda tokens, device: more)
+    loaded, stock = pair(kind)
+    assert_packed_is_padded(loaded, stock, [17, 3, 1, 40])
+    computed = []
+    layer = loaded.model.base_model.get_submodule("embeddings")
+    hook = layer.register_forward_hook(lambda module, inputs, output: computed.append(output.shape[1]))
+    packed = varlen.pack(rows_of([17, 3], len(loaded.tokenizer)), varlen.position_offset(loaded.model))
+    with torch.no_grad():
+        states = loaded.model.base_model(**packed, output_hidden_states=True).hidden_states
+        logits = loaded.model(**packed).logits  # whatever way the stock head calls its backbone
+    hook.remove()
+    assert computed == [20 + more] * 2 and logits.shape[1] == 20 and {s.shape[1] for s in states} == {20}
 
 
 @QUICK
@@ -299,7 +309,7 @@ def test_the_larger_blocks_of_a_gpu_are_dense_attention(lengths, window):
 def test_the_shapes_of_a_training_on_a_gpu_are_few():
     gpu = torch.device("cuda")
     for tokens in (1, 7, 8, 9, 63, 65, 100, 1000, 19_365, 39_062, 131_072):
-        more = varlen.beyond(tokens, gpu)
+        more = rounded.beyond(tokens, gpu)
         assert 0 <= more <= max(7, tokens / 32) and (tokens + more) % 8 == 0
-        assert varlen.beyond(tokens + more, gpu) == 0 and varlen.beyond(tokens, torch.device("cpu")) == 0
-    assert len({n + varlen.beyond(n, gpu) for n in range(16_384, 32_768)}) <= 33
+        assert rounded.beyond(tokens + more, gpu) == 0 and rounded.beyond(tokens, torch.device("cpu")) == 0
+    assert len({n + rounded.beyond(n, gpu) for n in range(16_384, 32_768)}) <= 33

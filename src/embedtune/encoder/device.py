@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,27 +32,42 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class _Ordered:
+    """How many ask for a fixed order of sums at the moment, and how it was before the first of them."""
+
+    lock = threading.Lock()
+    holders = 0
+    before: tuple[bool, bool, bool] = (False, False, True)
+
+
 @contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
     """While this holds, the same work gives the same bits on a GPU, as it does on a CPU anyway.
 
     Sums over rows that come in no order (of gathered vectors, in the backward pass of attention) are then made in a
-    fixed one. Restores what was set before.
+    fixed one. torch knows one setting for all threads: the last to leave restores what the first one found.
     """
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it by this name
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # older torch asks for it
     settings: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = False  # memory that we take is memory that we write
+    with _Ordered.lock:
+        if not _Ordered.holders:
+            warn = torch.is_deterministic_algorithms_warn_only_enabled()
+            filled = settings.fill_uninitialized_memory
+            _Ordered.before = torch.are_deterministic_algorithms_enabled(), warn, filled
+            torch.use_deterministic_algorithms(True)
+            settings.fill_uninitialized_memory = False  # memory that we take is memory that we write
+        _Ordered.holders += 1
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        settings.fill_uninitialized_memory = filled
+        with _Ordered.lock:
+            _Ordered.holders -= 1
+            if not _Ordered.holders:
+                on, warn, settings.fill_uninitialized_memory = _Ordered.before
+                torch.use_deterministic_algorithms(on, warn_only=warn)
 
 
 def free_bytes(device: torch.device) -> int:

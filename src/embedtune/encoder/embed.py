@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from embedtune.encoder import varlen
-from embedtune.encoder.device import repeatable
+from embedtune.encoder.device import free_bytes, repeatable
 from embedtune.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,8 +91,11 @@ def tokenize(model: SentenceTransformer, texts: list[str], prompt: str = "") -> 
 
 
 def budget(device: torch.device) -> int:
-    """Tokens of a forward pass: on a CPU few, whose activations stay in the caches; on a GPU enough to fill it."""
-    return 2048 if device.type == "cpu" else 65_536
+    """Tokens of a forward pass: on a CPU few, whose activations stay in the caches; on a GPU enough to fill it.
+
+    That is 65,536 where 8 GB are free, fewer where less is, and 8,192 at least.
+    """
+    return 2048 if device.type == "cpu" else min(65_536, max(8192, free_bytes(device) >> 17))
 
 
 @torch.inference_mode()

@@ -232,11 +232,14 @@ def _head(loaded: Loaded, states: Tensor) -> Tensor:
 @contextmanager
 def _standing_in(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """While this holds, `forward` runs in the place of what `module` does."""
+    before = vars(module).get("forward")  # something else may stand in for it already (compiled layers)
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _check_gathering(loaded: Loaded, kind: str) -> None:

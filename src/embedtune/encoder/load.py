@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from embedtune import files
-from embedtune.encoder import averaging, safety, varlen
+from embedtune.encoder import averaging, rounded, safety, varlen
 from embedtune.encoder.safety import check_folder
 from embedtune.errors import UserError
 
@@ -215,7 +215,7 @@ def load_stock(folder: Path, auto: Any, seed: int, settings: dict[str, Any], wor
     loaded.carried = _carry(model, folder, set(info["unexpected_keys"]))
     loaded.offset, loaded.padded = varlen.position_offset(model), varlen.why_padded(model)
     if loaded.padded is None:
-        varlen.steady(model.base_model)
+        rounded.steady(model.base_model)
     return loaded
 
 

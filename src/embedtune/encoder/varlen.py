@@ -25,6 +25,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from embedtune.encoder import rounded
+
 ATTENTION = "embedtune_varlen"
 SLACK = 1.2  # a block's padded size may exceed its real tokens by this factor
 LONG = 512  # sequences longer than this are worth a fused kernel call of their own
@@ -280,49 +282,6 @@ def pack(rows: list[np.ndarray], position_offset: int, device: torch.device | st
     }
 
 
-def beyond(tokens: int, device: torch.device) -> int:
-    """How many rows an encoder on `device` computes beyond so many packed tokens: up to 1 in 32 on a GPU, else none."""
-    if device.type != "cuda":
-        return 0
-    return -tokens % max(8, 1 << max(0, tokens.bit_length() - 6))
-
-
-# How many rows were added to a batch, for the time that it is in the model.
-_added: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def steady(backbone: torch.nn.Module) -> None:
-    """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in.
-
-    A product of a shape that was not seen before has its kernel looked for anew, which takes longer than the product
-    (docs/LOG.md). Rounded, the shapes of a training are a few. The rows beyond are sequences of their own behind the
-    others, which nobody reads.
-    """
-
-    def widen(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if kwargs.get("input_ids") is None or kwargs.get("cu_seq_lens_q") is None:
-            return None
-        ids, ends, longest = kwargs["input_ids"], kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"])
-        if not (more := beyond(ids.shape[1], ids.device)):
-            return None
-        # Repeated, so that all of them are valid: the first token's id, position and type.
-        names = [name for name in ("input_ids", "position_ids", "token_type_ids", "seq_idx") if name in kwargs]
-        wider: dict[str, Any] = {n: torch.cat([kwargs[n], kwargs[n][:, :1].expand(-1, more)], 1) for n in names}
-        steps = torch.arange(longest, more + longest, longest, dtype=ends.dtype, device=ends.device).clamp_(max=more)
-        wider["cu_seq_lens_q"] = wider["cu_seq_lens_k"] = torch.cat([ends, ends[-1:] + steps])
-        _added[wider["cu_seq_lens_q"]] = more
-        return args, {**kwargs, **wider}
-
-    def narrow(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        ends = kwargs.get("cu_seq_lens_q")
-        if ends is not None and ends in _added:
-            output["last_hidden_state"] = output.last_hidden_state[:, : -_added[ends]]
-        return output
-
-    backbone.register_forward_pre_hook(widen, with_kwargs=True)
-    backbone.register_forward_hook(narrow, with_kwargs=True)
-
-
 def pad(rows: list[np.ndarray], pad_id: int, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Token id rows padded to the longest: input_ids and attention_mask (n, L). For models that cannot be packed."""
     longest = max(len(row) for row in rows)
@@ -379,7 +338,7 @@ def flatten(transformer: Any) -> str | None:
     if reason is not None:
         transformer.model.set_attn_implementation("sdpa")
         return reason
-    steady(transformer.model)
+    rounded.steady(transformer.model)
     transformer.data_collator = DataCollatorWithFlattening(
         return_seq_idx=True, return_flash_attn_kwargs=True, return_position_ids=True
     )

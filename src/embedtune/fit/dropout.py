@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from embedtune import keyed
-from embedtune.encoder import varlen
+from embedtune.encoder import rounded
 
 TABLE_ROWS = 4096
 
@@ -28,8 +28,8 @@ class KeyedNoise:
     def set(self, step: int, samples: np.ndarray, positions: np.ndarray, device: torch.device | str = "cpu") -> None:
         """Name the tokens of the next forward pass: (n,) sample ids and positions, packed or padded in any shape."""
         keys = (keyed.key(self.seed, step, samples, positions) >> np.uint64(1)).astype(np.int64).reshape(-1)
-        # Where an encoder computes rows beyond the tokens (varlen.steady), these have keys too.
-        keys = np.pad(keys, (0, varlen.beyond(len(keys), torch.device(device))))
+        # Where an encoder computes rows beyond the tokens (rounded.py), these have keys too.
+        keys = np.pad(keys, (0, rounded.beyond(len(keys), torch.device(device))))
         self.keys = torch.from_numpy(keys).to(device)
 
     def salt(self, layer: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The loop: batch, step, clip, update, log, score, checkpoint, stop. Every objective runs through it.
 
 Nothing random has a state here: which rows a step takes is arithmetic (order.py), noise is keyed (dropout.py), so
-a run that was killed and resumed ends with the same bits as one that was not. Several processes go through it side by
-side: what they decide is agreed on, and only the first one writes (ranks.py).
+a run that was killed and resumed ends with the same bits as one that was not (with compiled layers: to rounding).
+Several processes go through it side by side: what they decide is agreed on, and only the first one writes (ranks.py).
 """
 
 from __future__ import annotations
@@ -115,8 +115,9 @@ def train(
 ) -> Outcome:
     """Train `objective` in place; `home` keeps log and checkpoints. The model ends with the best-scoring weights.
 
-    `loop` must be resolved (derive.py): no None but max_steps, minutes, patience and checkpoint_steps. `score(step)`
-    gives the dev measures; only the first process is asked. Continues from the newest valid checkpoint under `home`.
+    `loop` must be resolved (derive.py): no None but max_steps, minutes, patience, checkpoint_steps and, of a run that
+    an older version began, compile. `score(step)` gives the dev measures; only the first process is asked. Continues
+    from the newest valid checkpoint under `home`.
     Raises Interrupted after a signal, its checkpoint written.
     """
     total = total_steps(loop, objective.size, objective.head_steps)

@@ -28,7 +28,8 @@ def layers_of(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
 def compiled(body: nn.Module, wanted: bool) -> Iterator[None]:
     """While this holds, the layers of `body` are compiled for training, in place; scoring runs them as they are.
 
-    Layers of one kind share their code, whatever the number of tokens. What cannot be compiled runs as it is.
+    Layers of one kind share their code, whatever the number of tokens. What cannot be compiled runs as it is, and so
+    does each layer's first step, which makes what it keeps (the tables of its dropout).
     """
     found = layers_of(body) if wanted else None
     if found is None:
@@ -47,9 +48,16 @@ def compiled(body: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def _in_training(layer: nn.Module) -> Callable[..., Any]:
-    plain = layer.forward
+    plain, started = layer.forward, False
     fast = torch.compile(plain, dynamic=True)
-    return lambda *args, **kwargs: (fast if layer.training else plain)(*args, **kwargs)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal started
+        run = fast if layer.training and started else plain
+        started = started or layer.training
+        return run(*args, **kwargs)
+
+    return forward
 
 
 def out_of_memory(error: BaseException) -> bool:

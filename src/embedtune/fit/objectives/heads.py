@@ -76,7 +76,8 @@ class HeadObjective:
             part = self.loss(self.logits(some, step).float(), some) / weight
             part.backward()
             losses.append(part.detach())
-        return Step(unread(torch.stack(losses).double().sum()), int(lengths.sum()), weight)
+        loss = unread(torch.stack(losses).double().sum()) if losses else 0.0  # fewer rows than processes
+        return Step(loss, int(lengths.sum()), weight)
 
     def logits(self, numbers: np.ndarray, step: int | None) -> Tensor:
         """Logits of token rows (n, C), or of their wanted tokens end to end (m, C); `step` keys the dropout."""

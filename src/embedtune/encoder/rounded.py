@@ -1,0 +1,59 @@
+"""A rounder number of tokens inside of an encoder on a GPU, so that the shapes of its products come back.
+
+A product of a shape that was not seen before has its kernel looked for anew, and packed batches never have the same
+number of tokens twice. The rows beyond are sequences of their own behind the others, which nobody reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+def beyond(tokens: int, device: torch.device) -> int:
+    """How many rows an encoder on `device` computes beyond so many packed tokens.
+
+    On a GPU up to one for 32 tokens (up to seven where there are fewer than 256); else none.
+    """
+    if device.type != "cuda":
+        return 0
+    return -tokens % max(8, 1 << max(0, tokens.bit_length() - 6))
+
+
+def steady(backbone: torch.nn.Module) -> None:
+    """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in."""
+    backbone.register_forward_pre_hook(_widen, with_kwargs=True)
+    backbone.register_forward_hook(_narrow, with_kwargs=True)
+
+
+# How many rows were added to a batch, for the time that it is in the model.
+_added: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _widen(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    if args:  # stock heads hand on the ids by place
+        kwargs, args = {"input_ids": args[0], **kwargs}, args[1:]
+    if kwargs.get("input_ids") is None or kwargs.get("cu_seq_lens_q") is None:
+        return None
+    ids, ends, longest = kwargs["input_ids"], kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"])
+    if not (more := beyond(ids.shape[1], ids.device)):
+        return None
+    # Repeated, so that all of them are valid: the first token's id, position and type.
+    names = [n for n in ("input_ids", "position_ids", "token_type_ids", "seq_idx") if kwargs.get(n) is not None]
+    wider: dict[str, Any] = {n: torch.cat([kwargs[n], kwargs[n][:, :1].expand(-1, more)], 1) for n in names}
+    steps = torch.arange(longest, more + longest, longest, dtype=ends.dtype, device=ends.device).clamp_(max=more)
+    wider["cu_seq_lens_q"] = wider["cu_seq_lens_k"] = torch.cat([ends, ends[-1:] + steps])
+    _added[wider["cu_seq_lens_q"]] = more
+    return args, {**kwargs, **wider}
+
+
+def _narrow(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    ends = kwargs.get("cu_seq_lens_q")
+    if ends is not None and ends in _added:
+        more = _added[ends]
+        output["last_hidden_state"] = output.last_hidden_state[:, :-more]
+        if output.get("hidden_states") is not None:
+            output["hidden_states"] = tuple(states[:, :-more] for states in output.hidden_states)
+    return output
