@@ -225,6 +225,19 @@ def test_only_rows_gives_the_full_heads_logits(objective, kind):
     assert after.shape == full.shape  # the hook is gone
 
 
+def test_masks_made_ahead_are_those_of_the_step_and_of_no_other(objective):
+    made = objective("bert")
+    rows, others = np.arange(8), np.arange(8, 16)
+    expected = gradients(made, 10_000, step=3, rows=rows)
+    elsewhere = gradients(made, 10_000, step=3, rows=others)
+    for prepared in (rows, others):
+        made.ahead(3, 0, prepared)
+        for wanted, asked in ((expected, rows), (elsewhere, others)):
+            found = gradients(made, 10_000, step=3, rows=asked)
+            assert found[0] == wanted[0]
+            assert_same(wanted[1], found[1])
+
+
 def test_only_rows_takes_its_hook_off_after_an_error(objective):
     backbone = objective("bert").model.base_model
     before = dict(backbone._forward_hooks)
