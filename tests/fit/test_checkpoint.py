@@ -33,6 +33,23 @@ def test_what_is_saved_is_what_comes_back(tmp_path):
     assert checkpoint.load_best(tmp_path, 7)["turned"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
+@pytest.mark.parametrize(
+    "record, counters, known",
+    [
+        ({"step": 8, "loss": 1.0}, {"loss_steps": 3}, True),
+        ({"step": 9, "loss": 1.0}, {"loss_steps": 0}, True),
+        ({"step": 9, "loss": 1.0}, {"loss_steps": 3}, False),  # written after the checkpoint, at the end of the run
+        ({"step": 9, "dev_loss": 1.0}, {"scored": 9}, True),
+        ({"step": 9, "dev_loss": 1.0}, {"scored": 6}, False),
+        ({"step": 9, "left_out": [1]}, {"loss_steps": 3, "scored": 6}, True),
+        ({"step": 10, "left_out": [1]}, {}, False),
+        ({"step": 10, "dev_loss": 1.0}, {"scored": 9}, False),
+    ],
+)
+def test_which_records_were_written_before_a_checkpoint(record, counters, known):
+    assert checkpoint.knows(State(step=9, **counters), record) is known
+
+
 def test_a_run_begins_with_nothing_counted():
     fresh = State()
     assert not any((fresh.step, fresh.tokens, fresh.seconds, fresh.stale, fresh.skipped, fresh.loss_sum))

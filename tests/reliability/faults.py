@@ -187,7 +187,8 @@ def in_a_step(kind: str, wanted: int, at: list) -> None:
 def install(fault: dict | None, plot: bool) -> None:
     """fault: {"kind": "kill" | "enospc" | "enospc-on" | "eio" | "count", "at": k, "watch": WHEN}, and maybe "place".
 
-    WHEN is "start", "save:STEP" or "finish": from then on calls count.
+    WHEN is "start", "save:STEP", "after:STEP" (from the end of that save to the end of training) or "finish": from
+    then on calls count.
     "place" is a part of the paths whose calls count, by default ".running"; "from" a call that is the first to count.
     Or {"kind": "memory" | "nan", "step": n, "at": [k, ...] or none for all}; or {"kind": "elsewhere", "to": DIR}: it
     runs in another folder. "rank" is the one process that meets it.
@@ -238,19 +239,25 @@ def _open_window(watch: str) -> None:
     if watch == "start":
         STATE["open"] = True
         return
-    wanted, step = int(watch.removeprefix("save:")), engine.Run._step
-    save = engine.Run._save
+    when, _, number = watch.partition(":")
+    wanted, step, save, go = int(number), engine.Run._step, engine.Run._save, engine.Run.go
 
     def stepped(self):
         step(self)
-        STATE["open"] = self.state.step == wanted
+        STATE["open"] = when == "save" and self.state.step == wanted
 
     def saved(self):
         path = save(self)
-        STATE["open"] = False
+        STATE["open"] = when == "after" and self.state.step == wanted
         return path
 
-    engine.Run._step, engine.Run._save = stepped, saved
+    def gone(self, *args):
+        STATE["open"] = when == "after" and self.state.step == wanted  # resumed from that save
+        why = go(self, *args)
+        STATE["open"] = False
+        return why
+
+    engine.Run._step, engine.Run._save, engine.Run.go = stepped, saved, gone
 
 
 def report() -> None:

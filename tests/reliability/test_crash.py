@@ -21,17 +21,20 @@ RUN = shlex.split(
     "--log-steps 1 --dev-rows 16 --max-tokens 256 --seed 3 --lr 3e-3 --warmup 0 --schedule constant --precision fp32"
 )
 SAVE, FINISH = "save:9", "finish"
+LATE = "after:12"  # the last step has its checkpoint, and is logged and scored only then
+LATE_RUN = " ".join(RUN).replace("--eval-steps 3 --log-steps 1", "--eval-steps 5 --log-steps 7").split()
 
 
 class Stage:
-    """A run that was killed just before the save of step 9 (or just before its end), and copies of it."""
+    """A run that was killed just before the save of step 9 (or later, as `watch` says), and copies of it."""
 
     def __init__(self, zygote, folder, watch):
         self.zygote, self.folder, self.watch = zygote, folder, watch
-        ended = zygote.run([*RUN, "--out", "whole"], folder)
+        run = LATE_RUN if watch == LATE else RUN
+        ended = zygote.run([*run, "--out", "whole"], folder)
         assert ended.status == 0, ended.said
         self.whole = result(folder / "whole")
-        ended = zygote.run([*RUN, "--out", "base"], folder, fault={"kind": "kill", "at": 1, "watch": watch})
+        ended = zygote.run([*run, "--out", "base"], folder, fault={"kind": "kill", "at": 1, "watch": watch})
         assert ended.status == -signal.SIGKILL, ended.said
         ended = self.resume("counted", {"kind": "count", "watch": watch})
         line = next(line for line in ended.said.splitlines() if line.startswith("COUNTED "))
@@ -116,8 +119,10 @@ def test_the_order_of_durability(stage):
 
 
 @pytest.mark.target("A3")
-def test_killed_at_every_call_of_one_save(stage):
-    at_save = stage(SAVE)
+@pytest.mark.parametrize("watch", [SAVE, LATE])
+def test_killed_at_every_call_of_one_save(stage, watch):
+    """And of what comes after the last one: a line of the log, a scoring with its line, and a save with both."""
+    at_save = stage(watch)
     assert len(at_save.calls) >= 30
     for number, folder, status, said in at_save.each("kill", list(range(1, len(at_save.calls) + 1))):
         assert status == -signal.SIGKILL, (number, said)

@@ -103,7 +103,7 @@ def write_pairs(folder):
     more = [{"anchor": " ".join(words[:4]), "positive": " ".join(words[4:]), "text": " ".join(words), "label": n % 3}
             for n, words in enumerate(fresh)]  # fmt: skip
     tables = {"pairs": rows, "scored": scored, "unscored": unscored, "labels": labels, "tags": tags, "more": more,
-              "few": labels[:30]}  # fmt: skip
+              "few": labels[:60]}  # fmt: skip
     for name, found in tables.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
     (folder / "more.txt").write_text(corpus(120, seed=4))

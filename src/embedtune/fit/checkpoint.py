@@ -12,7 +12,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
@@ -39,6 +39,16 @@ class State:
     log_tokens: int = 0
     max_tokens: int = 0
     events: list[str] = field(default_factory=list)
+
+
+def knows(state: State, record: dict[str, Any]) -> bool:
+    """Whether a record of log.jsonl was written before a checkpoint with these counters.
+
+    Its last step may be logged and scored after it: at the end, where neither was due before.
+    """
+    if record["step"] != state.step or "left_out" in record:
+        return bool(record["step"] <= state.step)
+    return state.loss_steps == 0 if "loss" in record else state.scored == state.step
 
 
 def save(folder: Path, state: State, tensors: dict[str, Tensor]) -> Path:

@@ -176,7 +176,7 @@ class Run:
         self.listener.note(f"resumed at step {state.step:,} of {self.total:,}")
 
     def _cut_log(self) -> None:
-        kept = [json.dumps(r, allow_nan=False) for r in read_log(self.home) if r["step"] <= self.state.step]
+        kept = [json.dumps(r, allow_nan=False) for r in read_log(self.home) if checkpoint.knows(self.state, r)]
         files.write_text(self.home / "log.jsonl", "".join(line + "\n" for line in kept))
 
     def go(self, stopped: list[int]) -> str:

@@ -116,15 +116,15 @@ def _check(manifest: Manifest) -> None:
 
 def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.ndarray]:
     """The segments, checked against their sums, and the numbers of deleted rows: (deleted,) int64, ascending."""
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
-        if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
-            raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
     from pyarrow.lib import ArrowException
 
     try:
+        for name, entry in manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
+            if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
+                raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
         segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
         deleted = _loaded(folder / manifest.deleted) if manifest.deleted else np.zeros(0, np.int64)
         _check_rows(segments, deleted, manifest)
