@@ -150,10 +150,7 @@ def test_connections_that_send_slowly_hold_up_nobody(server, many):
 @pytest.mark.target("D2")
 @pytest.mark.parametrize("times", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_more_than_it_can_do_is_refused_with_a_time_to_come_back(times):
-    """64 clients at once, each asking again whatever it hears: 200, or 429 and Retry-After; then all is as before.
-
-    503 where a text was let in and then waited too long after all, which a machine with other work can come to.
-    """
+    """64 clients at once, each asking again whatever it hears: 200, or 429 and Retry-After; then all is as before."""
     service = Service(lambda: (FakeModel(seconds=0.01), ()), Limits(batch_tokens=64, queue_seconds=0.2))
     body = json.dumps({"input": ["some words"] * 8}).encode()
     data = HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
@@ -178,7 +175,7 @@ def test_more_than_it_can_do_is_refused_with_a_time_to_come_back(times):
             thread.start()
         for thread in threads:
             thread.join()
-        assert not wrong and len(heard) == 64 * times and {200, 429} <= set(heard) <= {200, 429, 503}
+        assert not wrong and len(heard) == 64 * times and set(heard) == {200, 429}
         ledger.count(len(heard))
         assert asked(port, WHOLE) == [200] and service.batcher.items == 0 == service.batcher.waiting
         assert all(now <= then for now, then in zip(settled(before), before)), (held(), before)

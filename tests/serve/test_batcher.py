@@ -118,7 +118,7 @@ def test_what_nobody_waits_for_is_not_computed():
     assert sum(model.batches) == 2
 
 
-def test_what_waited_too_long_is_late_and_costs_nothing():
+def test_what_was_let_in_is_answered_even_where_the_model_has_become_slow():
     model = FakeModel()
 
     async def test(batcher):
@@ -129,12 +129,10 @@ def test_what_waited_too_long_is_late_and_costs_nothing():
         second = asyncio.ensure_future(batcher.ask([Given("second")]))
         await asyncio.sleep(0.5)
         model.gate.set()
-        await first
-        with pytest.raises(Late):
-            await second
+        assert len(await first) == len(await second) == 1
 
-    run(test, model, queue_seconds=0.1)
-    assert sum(model.batches) == 1
+    run(test, model, queue_seconds=0.01)
+    assert sum(model.batches) == 2
 
 
 class Broken:
@@ -236,11 +234,11 @@ def test_how_long_until_there_is_room():
 
 
 def test_the_rate_is_measured_from_answer_to_answer(monkeypatch):
-    clock = iter([0.0, 10.0, 12.0, *[20.0] * 99])  # the thread begins; the first text comes; its answer comes
+    clock = iter([0.0, 12.0, *[20.0] * 99])  # the thread begins, with a text that waits; its answer comes
     monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     batcher = Batcher(FakeModel().compute, Limits(batch_tokens=100), rate=100.0)
     batcher.alive, batcher._tell = True, lambda told: setattr(batcher, "alive", False)
-    batcher._queue.append(batching._Item(Given("x" * 32), 10, 99.0, SimpleNamespace(done=lambda: False)))
+    batcher._queue.append(batching._Item(Given("x" * 32), 10, SimpleNamespace(done=lambda: False)))
     batcher.waiting = 10
     batcher._work()
     assert batcher.rate == pytest.approx(0.7 * 100 + 0.3 * 10 / 12) and batcher.worked == 12.0

@@ -86,7 +86,7 @@ def test_a_passage_that_comes_too_late_costs_no_hits(indexes, tiny_model, tmp_pa
     async def ask(self, given):
         asked.append(len(given))
         if len(given) > 1 and given[0].content != "a text to warm up":
-            raise Late("not answered in time")
+            raise Late("the model does not answer")
         return await inner(self, given)
 
     monkeypatch.setattr(Batcher, "ask", ask)

@@ -22,7 +22,7 @@ import numpy as np
 CHARACTERS = 4  # of a token, roughly; the measured rate is in the same unit, so a wrong guess cancels out
 SPECIAL = 2  # tokens around a text
 NEW, OLD = 0.3, 0.7  # what a new measurement of the rate counts beside the older ones
-HUNG = 30.0  # seconds beyond the deadline after which the model is taken to hang
+HUNG = 30.0  # seconds beyond twice what was expected, after which the model is taken to hang
 
 
 class Given(NamedTuple):
@@ -52,7 +52,7 @@ class Busy(Exception):
 
 
 class Late(Exception):
-    """The answer would come after the deadline."""
+    """The model does not answer."""
 
 
 class Dead(Exception):
@@ -72,7 +72,7 @@ class Limits:
     """How much may wait, and how much is computed at once."""
 
     batch_tokens: int = 8192
-    queue_seconds: float = 2.0  # what waits longer than this would be answered too late
+    queue_seconds: float = 2.0  # what would wait longer than this is not let in
     queue_items: int = 8192
     max_length: int = 512
 
@@ -81,7 +81,6 @@ class Limits:
 class _Item:
     given: Given
     cost: int
-    due: float
     answer: asyncio.Future[Answer]
 
 
@@ -148,16 +147,16 @@ class Batcher:
         return min(self.limits.max_length, size + SPECIAL)
 
     async def ask(self, given: Sequence[Given]) -> list[Answer]:
-        """The answers, all of them or an error: Busy at once where the queue is full, Late where it took too long.
+        """The answers, all of them or an error: Busy at once where the queue is full, Late where the model hangs.
 
-        Cancelling drops what has not been computed yet.
+        What was let in is answered, even where the machine has become slow since: to send it away only now would
+        have its client come again, and cost more. Cancelling drops what has not been computed yet.
         """
         costs = [self.cost(each) for each in given]
         if seconds := self.over(sum(costs), len(costs)):
             raise Busy(seconds)
         patience = 2 * (self.limits.queue_seconds + (self.waiting + sum(costs)) / self.rate)
-        due = time.monotonic() + patience
-        items = [_Item(each, cost, due, self._loop.create_future()) for each, cost in zip(given, costs)]
+        items = [_Item(each, cost, self._loop.create_future()) for each, cost in zip(given, costs)]
         with self._changed:
             if not self.alive:
                 raise Dead("the model can answer no more")
@@ -183,10 +182,10 @@ class Batcher:
                     start = time.monotonic()
                 if not self.alive:
                     return
-                items, told = self._next()
+                items = self._next()
                 self.batch = len(items)
             try:
-                told += zip(items, self.compute([item.given for item in items]) if items else ())
+                answers = self.compute([item.given for item in items]) if items else ()
             except Exception as error:
                 self._end(items, error)
                 return
@@ -194,7 +193,7 @@ class Batcher:
                 self.worked = time.monotonic()
                 self.rate = OLD * self.rate + NEW * sum(item.cost for item in items) / max(self.worked - start, 1e-6)
                 start = self.worked  # from answer to answer: what happens in between counts too
-            self._tell(told)
+            self._tell(list(zip(items, answers)))
             self.batch = 0
 
     def _end(self, items: list[_Item], error: Exception) -> None:
@@ -211,24 +210,21 @@ class Batcher:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_resolve, told)
 
-    def _next(self) -> tuple[list[_Item], list[tuple[_Item, Answer | Exception]]]:
-        """The oldest items that fit one batch, and what is too late; what nobody waits for any more is dropped."""
+    def _next(self) -> list[_Item]:
+        """The oldest items that fit one batch; what nobody waits for any more is dropped."""
         items: list[_Item] = []
-        late: list[tuple[_Item, Answer | Exception]] = []
-        cost, now = 0, time.monotonic()
+        cost = 0
         while self._queue:
             item = self._queue[0]
             wanted = not item.answer.done()
-            if wanted and now <= item.due and items and cost + item.cost > self.limits.batch_tokens:
+            if wanted and items and cost + item.cost > self.limits.batch_tokens:
                 break
             self._queue.popleft()
             self.waiting -= item.cost
-            if wanted and now > item.due:
-                late.append((item, Late("not answered in time")))
-            elif wanted:
+            if wanted:
                 items.append(item)
                 cost += item.cost
-        return items, late
+        return items
 
 
 def _resolve(told: Sequence[tuple[_Item, Answer | Exception]]) -> None:
