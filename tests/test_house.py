@@ -61,7 +61,8 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
 # Of torch.nn, autograd, pydantic, and of what no `except Exception` may take for an error: a signal.
 BASES = {"Module", "Protocol", "Function", "Exception", "BaseException", "NamedTuple", "BaseModel"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "yaml.load"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "yaml.load",
+                   "torch.export.load", "torch.jit.load", "torch.hub.load"}  # fmt: skip
 FORBIDDEN_TRUE = {"trust_remote_code", "allow_pickle"}
 # Who but files.py may write, and why. Keys are "module: call".
 WRITERS = {

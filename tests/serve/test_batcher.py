@@ -58,14 +58,14 @@ def test_a_full_queue_says_so_at_once_and_when_to_come_back():
 
     async def test(batcher):
         model.gate.clear()
-        batcher.rate = 0.5  # so that 30 tokens fill the minute
+        batcher.rate = 1.0  # so that 60 tokens fill the minute
         going = [asyncio.ensure_future(batcher.ask([Given("x" * 40)]))]
-        await asyncio.sleep(0.05)  # this one is computed, the next two wait: 24 tokens of 30
-        going += [asyncio.ensure_future(batcher.ask([Given("x" * 40)])) for _ in range(2)]
+        await asyncio.sleep(0.05)  # this one is computed, the next four wait: 60 tokens
+        going += [asyncio.ensure_future(batcher.ask([Given("x" * 40)])) for _ in range(4)]
         await asyncio.sleep(0.05)
         with pytest.raises(Busy) as busy:
             await batcher.ask([Given("x" * 40)])
-        assert busy.value.seconds >= 1 and batcher.items == 2
+        assert busy.value.seconds == 12 and batcher.items == 4
         model.gate.set()
         await asyncio.gather(*going)
         await batcher.ask([Given("x" * 40)])
@@ -229,8 +229,10 @@ def test_how_long_until_there_is_room():
     assert batcher.over(40, 2) == 0 and batcher.items == 1
     assert batcher.over(41, 2) == 1 and batcher.over(40, 3) == 1, "a second at the least"
     assert batcher.over(80, 1) == 4, "(60 + 80 - 100) tokens at 10 a second"
+    batcher.computing = 30
+    assert batcher.over(10, 1) == 0 and batcher.over(30, 1) == 2, "what is being computed is waited for too"
     batcher.rate = 1.0
-    assert batcher.room == 50, "a whole batch fits"
+    assert batcher.room == 100, "a whole batch fits, beside the one that is being computed"
 
 
 def test_the_rate_is_measured_from_answer_to_answer(monkeypatch):

@@ -95,6 +95,7 @@ class Batcher:
     waiting: int = 0  # estimated tokens in the queue
     worked: float = 0.0  # monotonic time of the last batch that came out
     batch: int = 0  # items in the batch that is being computed
+    computing: int = 0  # and their estimated tokens
     alive: bool = False
 
     def __post_init__(self) -> None:
@@ -125,8 +126,8 @@ class Batcher:
 
     @property
     def room(self) -> float:
-        """Tokens that may wait."""
-        return max(self.rate * self.limits.queue_seconds, self.limits.batch_tokens)
+        """Tokens that may wait or be computed: at the least one batch of each."""
+        return max(self.rate * self.limits.queue_seconds, 2 * self.limits.batch_tokens)
 
     def over(self, tokens: int, items: int) -> float:
         """Seconds until so much more can wait; 0 where it can now.
@@ -135,7 +136,7 @@ class Batcher:
         """
         if not self._queue:
             return 0.0
-        tokens += self.waiting
+        tokens += self.waiting + self.computing
         if tokens <= self.room and len(self._queue) + items <= self.limits.queue_items:
             return 0.0
         return max(1.0, (tokens - self.room) / self.rate)
@@ -155,7 +156,7 @@ class Batcher:
         costs = [self.cost(each) for each in given]
         if seconds := self.over(sum(costs), len(costs)):
             raise Busy(seconds)
-        patience = 2 * (self.limits.queue_seconds + (self.waiting + sum(costs)) / self.rate)
+        patience = 2 * (self.limits.queue_seconds + (self.computing + self.waiting + sum(costs)) / self.rate)
         items = [_Item(each, cost, self._loop.create_future()) for each, cost in zip(given, costs)]
         with self._changed:
             if not self.alive:
@@ -183,7 +184,7 @@ class Batcher:
                 if not self.alive:
                     return
                 items = self._next()
-                self.batch = len(items)
+                self.batch, self.computing = len(items), sum(item.cost for item in items)
             try:
                 answers = self.compute([item.given for item in items]) if items else ()
             except Exception as error:
@@ -191,15 +192,16 @@ class Batcher:
                 return
             if items:
                 self.worked = time.monotonic()
-                self.rate = OLD * self.rate + NEW * sum(item.cost for item in items) / max(self.worked - start, 1e-6)
+                self.rate = OLD * self.rate + NEW * self.computing / max(self.worked - start, 1e-6)
                 start = self.worked  # from answer to answer: what happens in between counts too
             self._tell(list(zip(items, answers)))
-            self.batch = 0
+            self.batch = self.computing = 0
 
     def _end(self, items: list[_Item], error: Exception) -> None:
         logging.getLogger("embedtune").error("the model can answer no more: %s", str(error) or type(error).__name__)
         with self._changed:
-            self.alive, self.waiting, self.batch = False, 0, 0
+            self.alive = False
+            self.waiting = self.batch = self.computing = 0
             left = [*items, *self._queue]
             self._queue.clear()  # before anyone is told: who is told looks at it
         self._tell([(item, Dead("the model can answer no more")) for item in left])
