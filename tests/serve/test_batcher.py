@@ -70,7 +70,7 @@ def test_a_full_queue_says_so_at_once_and_when_to_come_back():
         await asyncio.gather(*going)
         await batcher.ask([Given("x" * 40)])
 
-    run(test, model, batch_tokens=30, queue_seconds=60.0)
+    run(test, model, batch_tokens=30, queue_seconds=90.0)
 
 
 def test_items_are_bounded_too():
@@ -222,7 +222,7 @@ def test_what_a_text_costs():
 
 
 def test_how_long_until_there_is_room():
-    batcher = Batcher(FakeModel().compute, Limits(batch_tokens=50, queue_seconds=10.0, queue_items=3), rate=10.0)
+    batcher = Batcher(FakeModel().compute, Limits(batch_tokens=50, queue_seconds=15.0, queue_items=3), rate=10.0)
     assert batcher.room == 100 and batcher.over(10**6, 10**6) == 0, "nothing waits"
     batcher._queue.append(None)
     batcher.waiting = 60

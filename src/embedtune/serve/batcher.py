@@ -21,6 +21,7 @@ import numpy as np
 
 CHARACTERS = 4  # of a token, roughly; the measured rate is in the same unit, so a wrong guess cancels out
 SPECIAL = 2  # tokens around a text
+FILLED = 2 / 3  # of queue_seconds by what waits; the rest is for the way in and out, and for batches slower than most
 NEW, OLD = 0.3, 0.7  # what a new measurement of the rate counts beside the older ones
 HUNG = 30.0  # seconds beyond twice what was expected, after which the model is taken to hang
 
@@ -72,7 +73,7 @@ class Limits:
     """How much may wait, and how much is computed at once."""
 
     batch_tokens: int = 8192
-    queue_seconds: float = 2.0  # what would wait longer than this is not let in
+    queue_seconds: float = 2.0  # what would be answered later than this is not let in
     queue_items: int = 8192
     max_length: int = 512
 
@@ -127,7 +128,7 @@ class Batcher:
     @property
     def room(self) -> float:
         """Tokens that may wait or be computed: at the least one batch of each."""
-        return max(self.rate * self.limits.queue_seconds, 2 * self.limits.batch_tokens)
+        return max(FILLED * self.rate * self.limits.queue_seconds, 2 * self.limits.batch_tokens)
 
     def over(self, tokens: int, items: int) -> float:
         """Seconds until so much more can wait; 0 where it can now.
