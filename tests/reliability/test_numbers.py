@@ -98,10 +98,12 @@ def test_what_is_not_finite_is_found_in_its_step(lessons, tmp_path, monkeypatch,
             else:
                 assert run.go([]) == "all steps done"
                 assert finite(taught.weights())
-        said = [note for note in taught.notes if "is not finite; rows [" in note]
-        assert len(said) == 1 and said[0].startswith(f"step {at}: "), (where, value, name, taught.notes)
+        # Behind a tanh infinity is 1: no loss and no gradient tells of it. What writes the checkpoint does.
+        hidden = where == "weight" and value == math.inf and "pooler" in name
+        said = [note.partition(":")[0] for note in taught.notes if "is not finite; rows [" in note]
+        assert said == ([] if hidden else [f"step {at}"]), (where, value, name, taught.notes)
         rows = taught.objective.rows(at, taught.loop.batch, taught.loop.seed)[1].tolist()
-        assert left_out(home) == {at + 1: rows}
+        assert left_out(home) == ({} if hidden else {at + 1: rows})
         state, tensors, remarks = checkpoint.newest(home / "checkpoints")
         assert state.step == (at if where == "weight" else taught.loop.max_steps) and not remarks
         assert finite(tensors) and finite(checkpoint.load_best(home / "checkpoints", state.best_step))
