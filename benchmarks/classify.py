@@ -1,9 +1,9 @@
 """Claim: `embedtune fit classify` is several times as fast as transformers' Trainer, at the same loss.
 
-All systems start from all-MiniLM-L6-v2 with a fresh two-class head, take the same texts of mixed lengths (3 to 400
-words, cut at 256 tokens, labelled by a word that stands in them or not), the same batch, learning rate and steps. Every
-measurement is a process of its own, in the order a b c a b c ..., so that noise hits all alike. Timed are training
-steps only, from the end of the second to the end of the last.
+All systems start from --model (all-MiniLM-L6-v2) with a fresh two-class head, take the same texts of mixed lengths (3
+to 400 words, cut at 256 tokens, labelled by a word that stands in them or not), the same batch, learning rate and
+steps. Every measurement is a process of its own, in the order a b c a b c ..., so that noise hits all alike. Timed are
+training steps only, from the end of the second to the end of the last.
 
     python benchmarks/classify.py                 # three systems, five runs each: about half an hour on two quiet cores
     python benchmarks/classify.py --runs 3 --batch 32
@@ -24,7 +24,7 @@ from typing import Any
 
 from contrastive import lines
 from mlm import forget_peak, peak_mb
-from steps import told
+from steps import model_folder, told
 
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
@@ -54,7 +54,9 @@ def embedtune(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) 
     quiet()
     loop = Loop(batch=args.batch, lr=LR, max_steps=args.steps, epochs=1000, measure="dev_loss")
     dev = [{"text": f"a text {n}", "label": n % 2} for n in range(10)]
-    ready = prepare_classify(Classify(train=rows, dev=dev, loop=loop), work, lambda text: None)
+    ready = prepare_classify(
+        Classify(train=rows, dev=dev, model=args.model, max_length=MAX_LENGTH, loop=loop), work, lambda text: None
+    )
     objective = ready.objective
     loop = resolve(loop, objective, ready.max_length, LR)
     compute = objective.body if loop.precision == "bf16" else None
@@ -89,7 +91,7 @@ def trainer(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) ->
     from embedtune.encoder.load import find, quiet
 
     quiet()
-    folder, best = find("all-MiniLM-L6-v2"), args.one == "trainer-best"
+    folder, best = find(args.model), args.one == "trainer-best"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=MAX_LENGTH)
     table = Dataset.from_dict({**encoded, "labels": [row["label"] for row in rows]})
@@ -129,7 +131,7 @@ def one(args: argparse.Namespace) -> None:
 def measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
     """A process of its own."""
     command = [sys.executable, str(SOURCE), "--one", system, "--batch", str(args.batch), "--steps", str(args.steps)]
-    command += ["--rows", str(args.rows)]
+    command += ["--rows", str(args.rows), "--model", args.model]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     if done.returncode:
         raise SystemExit(f"{system} failed:\n{done.stderr[-3000:]}")
@@ -141,6 +143,7 @@ def measure(system: str, args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--one", choices=SYSTEMS)
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="or bert-base, modernbert: random weights")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
@@ -149,8 +152,10 @@ def main() -> None:
     if args.one:
         one(args)
         return
-    print(f"{date.today()}: batch {args.batch}, {args.steps - UNTIMED} timed steps, {args.runs} runs")
-    rounds = [{name: measure(name, args) for name in SYSTEMS} for _ in range(args.runs)]
+    print(f"{date.today()}: {args.model}, batch {args.batch}, {args.steps - UNTIMED} timed steps, {args.runs} runs")
+    with tempfile.TemporaryDirectory() as home:
+        args.model = model_folder(args.model, Path(home))
+        rounds = [{name: measure(name, args) for name in SYSTEMS} for _ in range(args.runs)]
     for name in SYSTEMS:
         print(f"{name} ({rounds[0][name]['precision']}): {told(rounds, name, 'rows_per_second', 'rows/s')}")
 

@@ -3,7 +3,7 @@
 The same texts for all, in alternating runs after a warm-up, medians. Beside each speed stands its quality: worst and
 mean cosine to sentence-transformers' own fp32 vectors. Contenders that are not installed are named and left out.
 
-    python benchmarks/encode.py --data scifact/corpus.jsonl --texts 2000 --runs 5 [--threads 2] [--only ours]
+    python benchmarks/encode.py --data scifact/corpus.jsonl --texts 2000 --runs 5 [--threads 2] [--only ours sentence]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from embedtune.encoder.device import has_bf16
 from embedtune.encoder.embed import batches, embed
 from embedtune.encoder.embedder import load_embedder
 from embedtune.encoder.load import find
+from steps import model_folder
 
 BUDGETS = (2048, 8192)  # padded tokens of a batch for the peers that are fed by us, who are as good as the better one
 Encode = Callable[[list[str]], np.ndarray]
@@ -141,28 +142,29 @@ def texts_of(data: str | None, count: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="or bert-base, modernbert: random weights")
     parser.add_argument(
         "--data", help="texts (a column text, maybe title); without it docstrings of installed packages"
     )
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--only", default="", help="only contenders whose name holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="only contenders whose name holds one of these")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    folder, texts = find(args.model), texts_of(args.data, args.texts)
-    wanted = stock(folder, torch.float32)(texts)
-    model, _ = load_embedder(folder)
-    tokens = sum(map(len, model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]))
-    print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads, bf16 hardware: "
-          f"{has_bf16(torch.device('cpu'))}, torch {torch.__version__}")  # fmt: skip
-    ready, found = {}, {}
+    texts = texts_of(args.data, args.texts)
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(find(model_folder(args.model, Path(scratch))))
+        wanted = stock(folder, torch.float32)(texts)
+        model, _ = load_embedder(folder)
+        tokens = sum(map(len, model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]))
+        print(f"{len(texts):,} texts, {tokens:,} tokens, {torch.get_num_threads()} threads, bf16 hardware: "
+              f"{has_bf16(torch.device('cpu'))}, torch {torch.__version__}")  # fmt: skip
+        ready, found = {}, {}
         for name, make in contenders(folder, Path(scratch)).items():
-            if args.only not in name:
+            if not any(part in name for part in args.only):
                 continue
             try:
                 ready[name] = make()
