@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from embedtune.data import lines as text_lines
 from embedtune.data.columns import parse_columns
-from embedtune.data.read import Counts, read_rows, read_texts
+from embedtune.data.read import Counts, read_rows, read_texts, stored_bytes
 from embedtune.errors import UserError
 
 PIECES = st.sampled_from(
@@ -150,6 +150,15 @@ def test_every_format_packed(tmp_path, form, pack):
     twice = pack(plain[form][:3]) + pack(plain[form][3:])  # two members, or frames
     assert texts(write(tmp_path, f"data{form}{ending}", twice), counts=counts) == ["a b", "c"]
     assert counts.sha256 == hashlib.sha256(plain[form]).hexdigest()
+
+
+def test_how_much_text_is_stored(tmp_path):
+    """Packed files hold about three times as much as they take; what is no file is not asked for its size."""
+    (tmp_path / "a.txt").write_bytes(b"x" * 100)
+    (tmp_path / "b.jsonl.gz").write_bytes(b"x" * 10)
+    (tmp_path / "c.parquet").write_bytes(b"x" * 20)
+    assert stored_bytes(tmp_path) == 100 + 3 * 30 and stored_bytes(str(tmp_path / "a.txt")) == 100
+    assert stored_bytes(["one text", "another"]) == 0 == stored_bytes("hub:some/texts")
 
 
 def test_quoted_cells_hold_line_ends(tmp_path):

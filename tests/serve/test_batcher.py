@@ -118,6 +118,28 @@ def test_what_nobody_waits_for_is_not_computed():
     assert sum(model.batches) == 2
 
 
+def test_where_nobody_waits_any_more_nothing_is_computed():
+    model = FakeModel()
+
+    async def test(batcher):
+        model.gate.clear()
+        first = asyncio.ensure_future(batcher.ask([Given("first")]))
+        await asyncio.sleep(0.05)
+        dropped = asyncio.ensure_future(batcher.ask([Given("x")] * 5))
+        await asyncio.sleep(0.05)
+        dropped.cancel()
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        await first
+        while batcher.items:
+            await asyncio.sleep(0.01)
+        assert len(await batcher.ask([Given("next")])) == 1
+        assert batcher.waiting == batcher.items == 0
+
+    run(test, model)
+    assert sum(model.batches) == 2
+
+
 def test_what_was_let_in_is_answered_even_where_the_model_has_become_slow():
     model = FakeModel()
 

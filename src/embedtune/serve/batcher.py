@@ -186,15 +186,16 @@ class Batcher:
                     return
                 items = self._next()
                 self.batch, self.computing = len(items), sum(item.cost for item in items)
+            if not items:  # nobody waits for any of it any more
+                continue
             try:
-                answers = self.compute([item.given for item in items]) if items else ()
+                answers = self.compute([item.given for item in items])
             except Exception as error:
                 self._end(items, error)
                 return
-            if items:
-                self.worked = time.monotonic()
-                self.rate = OLD * self.rate + NEW * self.computing / max(self.worked - start, 1e-6)
-                start = self.worked  # from answer to answer: what happens in between counts too
+            self.worked = time.monotonic()
+            self.rate = OLD * self.rate + NEW * self.computing / max(self.worked - start, 1e-6)
+            start = self.worked  # from answer to answer: what happens in between counts too
             self._tell(list(zip(items, answers)))
             self.batch = self.computing = 0
 
