@@ -182,7 +182,7 @@ def test_more_than_it_can_do_is_refused_with_a_time_to_come_back(times):
 
 
 @pytest.mark.target("D8")
-@pytest.mark.parametrize("requests", [800, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("requests", [800, *(pytest.param(n, marks=pytest.mark.slow) for n in (100_000, 700_000))])
 def test_a_server_that_has_answered_much_holds_no_more_than_before(tiny_model, requests):
     """Texts of all lengths, from four clients: memory, open files and threads of both of its processes stay level."""
     import psutil
