@@ -19,6 +19,7 @@ from conftest import corpus
 from reliability import ledger
 from reliability.conftest import RUN, SOURCE, Whole, assert_clean, place, result, witnessed
 from reliability.test_kill_pairs import write_pairs
+from serve.serving import free_port
 
 SAME = 1e-5
 SOON = 20  # seconds in which all processes have ended after one of them has; a machine with other work is slow
@@ -338,4 +339,38 @@ def test_torchrun_starts_them_and_passes_a_signal_on(zygote, pair):
     ended = zygote.run_in(2, [*pair.argv, "--out", "launched", "--resume"], pair.folder)
     said_once(ended, "resumed at step", "launched/ holds the model")
     assert result(pair.folder / "launched") == pair.left
+    ledger.count()
+
+
+# ---- how long they wait
+
+ALONE = """
+import sys, time
+from datetime import timedelta
+from embedtune.errors import Parted
+from embedtune.fit import ranks
+ranks.START = timedelta(seconds=2)
+try:
+    with ranks.started():
+        time.sleep(4 if ranks.launched()[0] == 0 else 0)  # the first one scores, longer than a start may take
+        print(ranks.most([ranks.world()[0]]))
+except Parted as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.target("A16")
+@pytest.mark.parametrize("there", [[0], [1], [0, 1]])
+def test_who_does_not_come_is_waited_for_a_while_and_who_is_there_for_long(there):
+    port = free_port()
+    given = {**os.environ, "PYTHONPATH": str(SOURCE), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    given |= {"MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+    running = [subprocess.Popen([sys.executable, "-c", ALONE], env={**given, "RANK": str(rank)}, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in there]  # fmt: skip
+    for rank, process in zip(there, running):
+        out, err = process.communicate(timeout=300)
+        if len(there) == 2:
+            assert (process.returncode, out) == (0, "[1.0]\n"), err
+        else:
+            assert process.returncode == 1 and f"process {rank} of 2: cannot reach the others any more" in err
     ledger.count()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # The others wait while the first one scores. A process that ends is noticed at once, so this may be long.
 PATIENCE = timedelta(hours=12)
+START = timedelta(minutes=5)  # but whoever ends before they have met is noticed by nobody
 
 
 def launched() -> tuple[int, int]:
@@ -63,7 +64,8 @@ def started() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     with _parting():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=START)
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)
     try:
         with _told():
             yield
