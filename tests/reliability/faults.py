@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import embedtune.judge.drift
 import embedtune.plots
 import embedtune.plots_labels
 from embedtune import files
+from embedtune.fit import ranks
 
 STATE = {
     "count": 0,
@@ -199,6 +201,7 @@ def install(fault: dict | None, plot: bool) -> None:
         )
         embedtune.plots_labels.save_figure = lambda figure, stem: None
         embedtune.judge.drift.TEXTS = 40  # and reading so many docstrings is a third of a tiny story's
+    ranks.START = timedelta(seconds=6)  # forked processes meet at once, or one of them was killed
     witness()
     if not fault or os.environ.get("RANK", "0") != str(fault.pop("rank", os.environ.get("RANK", "0"))):
         return
