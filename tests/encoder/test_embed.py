@@ -131,6 +131,17 @@ def test_products_by_onednn_are_used_and_give_the_stock_vectors(tiny_model, kind
     assert made(features)["sentence_embedding"].requires_grad  # outside of inference nothing has changed
 
 
+def test_one_row_is_computed_as_among_others(tiny_model):
+    """By oneDNN; a row alone takes another way through it, and its sums are others in the last places."""
+    layer = next(m for m in load_embedder(tiny_model("bert"))[0].modules() if type(m) is nn.Linear)
+    rows = torch.randn(1, 9, layer.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for row in rows[0]:
+            two, one, alone = layer(torch.stack([row, row])), layer(row[None, None]), layer(row)
+            assert torch.equal(one[0, 0], two[0]) and torch.equal(alone, two[0])
+            assert one.shape == (1, 1, layer.out_features) and alone.shape == (layer.out_features,)
+
+
 def test_the_model_is_left_as_it_was(model):
     model.train()
     gathered(embed(model, texts(30)))

@@ -30,7 +30,9 @@ TARGETS = {
     "C3": "inputs changed at random: read, or refused with the right error",
     "D1": "connections that send slowly hold up nobody",
     "D2": "more requests than can be answered: 200, or 429 with a time to come back",
-    "D7": "broken requests over a socket: answered or hung up on, and the next one is answered",
+    "D4": "clients that hang up: what they had waiting is not computed, and nothing of them is left",
+    "D5": "a text's vector is the one that it has alone, whatever shares its batch",
+    "D7": "requests that are broken, or made from the schema: answered as it says, or hung up on",
     "D8": "many requests: memory, open files and threads stay level",
     "E1": "bulk embedding and an index, killed at every call",
 }

@@ -165,6 +165,48 @@ def test_clients_that_leave_in_the_middle_cost_nothing():
     assert sum(model.batches) < 200  # warm-up, at most one batch of theirs and what is dropped while it goes on
 
 
+def test_whoever_asks_much_without_waiting_is_answered_all_of_it_in_turn():
+    """Far more than the server reads ahead."""
+    model = FakeModel()
+    texts = [f"{n} " + "x" * 10_000 for n in range(60)]
+    with listening(Service(lambda: (model, ()), Limits())) as port:
+        alone = [send(port, post(json.dumps({"input": text}).encode()))[1] for text in texts[:3]]
+        model.gate.clear()
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            thread = threading.Thread(target=connection.sendall, args=[b"".join(
+                post(json.dumps({"input": text}).encode()) for text in [*texts, *texts[:3]])])  # fmt: skip
+            thread.start()
+            time.sleep(0.2)
+            model.gate.set()
+            answers = [answer_of(connection) for _ in range(len(texts) + 3)]
+            thread.join(20)
+    assert [status for status, _ in answers] == [200] * len(answers)
+    assert [body for _, body in answers[-3:]] == alone == [body for _, body in answers[:3]]
+
+
+def test_a_client_that_leaves_is_known_by_the_request_that_is_answered():
+    """It sent others behind it, in the same piece or later: uvicorn alone would tell the last one."""
+    model, mine = FakeModel(), post(json.dumps({"input": ["x"] * 4}).encode())
+    service = Service(lambda: (model, ()), Limits())
+    with listening(service) as port:
+        for pieces in ([mine * 2], [mine, mine], [mine, mine, mine[:-5]]):
+            model.gate.clear()
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as stays:
+                stays.sendall(FINE)
+                while service.batcher.batch == 0:
+                    time.sleep(0.01)
+                computed = sum(model.batches)
+                with socket.create_connection(("127.0.0.1", port), timeout=20) as leaves:
+                    for piece in pieces:
+                        leaves.sendall(piece)
+                        time.sleep(0.1)
+                    assert service.batcher.items == 4
+                time.sleep(0.2)
+                model.gate.set()
+                assert answer_of(stays)[0] == 200 and is_well(port)
+            assert sum(model.batches) == computed + 1
+
+
 def test_a_vector_does_not_depend_on_its_batch_mates_under_load(tiny_model):
     """Whoever asks beside it, and in whatever batch: fp32 to 1e-6."""
     words = ["bade", "fima", "lora", "gu", "tipo", "rone"]

@@ -103,6 +103,29 @@ def test_a_passage_that_comes_too_late_costs_no_hits(indexes, tiny_model, tmp_pa
     assert max(asked[1:]) <= 10 * 16, "passages of the first ten texts alone"
 
 
+def test_a_search_whose_client_leaves_is_dropped(indexes, tiny_model, tmp_path, monkeypatch):
+    dropped, gone, inner = [], asyncio.Event(), Batcher.ask
+
+    async def ask(self, given):
+        if given[0].content != "lora":
+            return await inner(self, given)
+        gone.set()
+        try:
+            return await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            dropped.append(given)
+            raise
+
+    monkeypatch.setattr(Batcher, "ask", ask)
+
+    async def test(client):
+        status, _, _ = await client("POST", "/search", {"query": "lora"}, gone=gone)
+        assert status == 499 and len(dropped) == 1
+        assert (await client("POST", "/search", {"query": "bade"}))[0] == 200
+
+    served(test, tiny_model("bert"), [indexes / "bert"], tmp_path / "votes.jsonl")
+
+
 def test_votes_are_kept_with_their_texts_and_train(indexes, tiny_model, tmp_path):
     votes = tmp_path / "votes.jsonl"
 

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from embedtune.serve.batcher import (
     Limits,
     NotFinite,
 )
+from embedtune.serve.gone import while_connected
 from embedtune.serve.guard import kind_of
 from embedtune.serve.metrics import Counted, Metrics
 from embedtune.serve.schemas import (
@@ -57,7 +58,6 @@ from embedtune.serve.worker import Remote
 T = TypeVar("T")
 IDLE = 10.0  # seconds after which readiness is shown by a text of our own
 EMBEDDING = {"/v1/embeddings", "/embed"}
-CLOSED = 499  # nginx's status of a client that went away; nobody reads it but the metrics
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody} for code in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 }
@@ -182,26 +182,6 @@ async def in_thread(work: Callable[[], T]) -> T:
 
     Thread(target=run, name="load", daemon=True).start()
     return await done
-
-
-async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives; it is cancelled when the client goes away."""
-    asked = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise HTTPException(CLOSED, "the client went away")
-        return asked.result()
-    finally:
-        for task in (asked, gone):
-            task.cancel()
-        await asyncio.wait({asked, gone})
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def shortened(vector: np.ndarray, dimensions: int, normalised: bool) -> np.ndarray:

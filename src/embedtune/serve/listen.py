@@ -77,10 +77,10 @@ def listening(protocol: Callable[..., Any], refused: Callable[[Whole], bytes | N
 
     def made(*args: Any, **named: Any) -> Any:
         connection = protocol(*args, **named)
-        feed, size, known, clean = connection.data_received, 0, None, True
+        feed, size, known, clean, ahead = connection.data_received, 0, None, True, 0
 
         def data_received(data: bytes) -> None:
-            nonlocal size, known, clean
+            nonlocal size, known, clean, ahead
             request = whole(data) if clean and _between(connection) else None
             clean = request is not None
             if request and (answer := refused(request)):
@@ -92,11 +92,39 @@ def listening(protocol: Callable[..., Any], refused: Callable[[Whole], bytes | N
             feed(data)
             if size > HEAD and connection.cycle is known and not connection.transport.is_closing():
                 connection.send_400_response("the head of the request is too large")
+            ahead = ahead + len(data) if getattr(connection, "pipeline", None) else 0
+            if 0 < ahead <= HEAD and not connection.transport.is_closing():
+                connection.flow.resume_reading()  # uvicorn stops here, and whoever does not read hears of no leaving
 
         connection.data_received = data_received
+        tell_the_answered(connection)
         return connection
 
     return made
+
+
+def tell_the_answered(connection: Any) -> None:
+    """When a client leaves, let the request that is being answered hear of it.
+
+    uvicorn tells the one that came last. Where several were sent without waiting, that one has not begun, and the
+    model would compute for nobody. Its slower parser (h11) has one at a time.
+    """
+    if not hasattr(connection, "_start_asgi_task"):
+        return
+    start, lost, answered = connection._start_asgi_task, connection.connection_lost, None
+
+    def started(cycle: Any, app: Any) -> None:
+        nonlocal answered
+        answered = cycle
+        start(cycle, app)
+
+    def connection_lost(error: Exception | None) -> None:
+        lost(error)
+        if answered is not None and not answered.response_complete:
+            answered.disconnected = True
+            answered.message_event.set()
+
+    connection._start_asgi_task, connection.connection_lost = started, connection_lost
 
 
 def _answer(connection: Any, answer: bytes) -> None:

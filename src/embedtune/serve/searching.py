@@ -20,6 +20,7 @@ from embedtune import files
 from embedtune.nearest import unit
 from embedtune.search.contract import Hit
 from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
+from embedtune.serve.gone import while_connected
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
 from embedtune.serve.worker import Remote
@@ -132,7 +133,7 @@ def add_search(app: FastAPI, library: Any) -> None:
     @app.post("/search")
     async def search(asked: SearchRequest, request: Request) -> SearchAnswer:
         """Texts that fit a query."""
-        answer: SearchAnswer = await library().search(asked)
+        answer: SearchAnswer = await while_connected(request, library().search(asked))
         return answer
 
     @app.get("/about")
