@@ -145,6 +145,7 @@ def test_votes_are_kept_with_their_texts_and_train(indexes, tiny_model, tmp_path
 
 @pytest.mark.parametrize(("body", "status"), [
     ({"query": ""}, 422), ({"query": "  "}, 422), ({"query": "x" * 10_001}, 422), ({"query": "a", "top": 0}, 422),
+    ({"query": " " + "x" * 10_000}, 422), ({"query": " \x1c\u2028"}, 422),
     ({"query": "a", "top": 101}, 422), ({"query": "a", "mode": "magic"}, 422), ({"query": "a", "limit": 3}, 422),
     ({"query": "a", "where": {"colour": "red"}}, 422), ({"query": "a", "where": {"kind": 3}}, 422), ({}, 422),
 ])  # fmt: skip

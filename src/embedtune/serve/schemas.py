@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, StrictInt, StrictStr, StringConstraints
 
 INPUTS = 2048  # texts of one request
 CHARACTERS = 200_000  # of one text: far beyond what any model reads, and far below the limit of a body
@@ -14,6 +14,16 @@ Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(min_length=1, max_length=TOKENS)]
 Texts = Annotated[list[Text], Field(min_length=1, max_length=INPUTS)]
 Role = Literal["query", "document", "text"]
+
+
+def _stripped(query: str) -> str:
+    """Without the white space around it, which is measured before: the schema speaks of what is sent."""
+    if not (query := query.strip()):
+        raise ValueError("there is nothing but white space")
+    return query
+
+
+Query = Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000), AfterValidator(_stripped)]
 
 
 class EmbeddingsRequest(BaseModel, extra="forbid"):
@@ -41,7 +51,7 @@ class EmbedRequest(BaseModel, extra="forbid"):
 class SearchRequest(BaseModel, extra="forbid"):
     """`POST /search`: by meaning (dense), by words (lexical, BM25), or both; `where` chooses by columns."""
 
-    query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]
+    query: Query
     top: Annotated[StrictInt, Field(ge=1, le=100)] = 10
     mode: Literal["dense", "exact", "lexical", "hybrid"] = "dense"
     where: Annotated[dict[StrictStr, StrictStr], Field(max_length=16)] = Field(default_factory=dict)
@@ -50,7 +60,7 @@ class SearchRequest(BaseModel, extra="forbid"):
 class Feedback(BaseModel, extra="forbid"):
     """`POST /feedback`: whether a text fits a query."""
 
-    query: Annotated[StrictStr, StringConstraints(min_length=1, max_length=10_000, strip_whitespace=True)]
+    query: Query
     id: Annotated[StrictStr, StringConstraints(min_length=1, max_length=1000)]
     verdict: Literal["up", "down"]
     model: Annotated[StrictStr, StringConstraints(max_length=1000)] | None = None
