@@ -56,7 +56,7 @@ class Stage:
 
         Yields (place, folder, exit status, what was said).
         """
-        to = self.folder.parent / f"{self.folder.name}-{kind}-{self.watch.replace(':', '-')}-{places[0]}"
+        to = self.folder.parent / f"{self.folder.name}-{kind}-{self.watch.replace(':', '-')}-{len(places)}-{places[0]}"
         to.mkdir()
         clean = to / "start"
         clean.mkdir()
