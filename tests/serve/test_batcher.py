@@ -10,7 +10,7 @@ pytest.importorskip("fastapi")
 from serving import FakeModel, serving  # noqa: E402
 
 from embedtune.serve import batcher as batching  # noqa: E402
-from embedtune.serve.batcher import Batcher, Busy, Dead, Given, Late, Limits, NotFinite  # noqa: E402
+from embedtune.serve.batcher import Batcher, Busy, Dead, Given, Hangs, Limits, NotFinite  # noqa: E402
 
 
 def run(test, model=None, **limits):
@@ -199,7 +199,7 @@ def test_a_model_that_hangs_is_late(monkeypatch):
     async def test(batcher):
         model.gate.clear()
         batcher.rate = 1e9
-        with pytest.raises(Late, match="does not answer"):
+        with pytest.raises(Hangs, match="does not answer"):
             await batcher.ask([Given("x")])
         model.gate.set()
 

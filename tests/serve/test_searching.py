@@ -13,7 +13,7 @@ from embedtune.errors import UserError  # noqa: E402
 from embedtune.search.index import Index, create  # noqa: E402
 from embedtune.search.rows import Record  # noqa: E402
 from embedtune.serve.app import Service, make_app  # noqa: E402
-from embedtune.serve.batcher import Batcher, Late, Limits  # noqa: E402
+from embedtune.serve.batcher import Batcher, Hangs, Limits  # noqa: E402
 from embedtune.serve.guard import Guard  # noqa: E402
 from embedtune.serve.shelf import PASSAGE, flat, open_all, passages  # noqa: E402
 
@@ -86,7 +86,7 @@ def test_a_passage_that_comes_too_late_costs_no_hits(indexes, tiny_model, tmp_pa
     async def ask(self, given):
         asked.append(len(given))
         if len(given) > 1 and given[0].content != "a text to warm up":
-            raise Late("the model does not answer")
+            raise Hangs("the model does not answer")
         return await inner(self, given)
 
     monkeypatch.setattr(Batcher, "ask", ask)

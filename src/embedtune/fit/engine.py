@@ -304,14 +304,14 @@ class Run:
         state = self.state
         state.skipped += 1
         self._event(
-            f"step {state.step}: loss {loss} or gradient norm {norm} is not finite; rows "
+            f"step {state.step}: loss {loss}, or norm {norm} of gradients and weights, is not finite; rows "
             f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out"
         )
         record = {"step": state.step + 1, "seconds": round(state.seconds, 3), "left_out": rows.tolist()}
         ranks.first(lambda: files.append_line(self.home / "log.jsonl", json.dumps(record)))
         if state.skipped >= MOST_SKIPPED:
             raise UserError(
-                f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients",
+                f"training diverged: {MOST_SKIPPED} steps in a row without finite gradients and weights",
                 where=f"step {state.step}",
                 fix=f"a smaller --lr (it is {self.loop.lr:g}) or --precision fp32",
             )

@@ -61,10 +61,14 @@ class Optimizer:
         )
 
     def clip(self, norm: float) -> float:
-        """Scale the gradients down to `norm`; returns their norm before (not finite where any gradient is not)."""
+        """Scale the gradients down to `norm`; returns their norm before: not finite where a gradient or weight is not.
+
+        A weight that no row of the batch reads, or an infinite one behind a tanh, shows in no loss and no gradient.
+        """
         with_grad = [m for m in self.masters.values() if m.grad is not None]
         total = torch.nn.utils.get_total_norm([m.grad for m in with_grad if m.grad is not None], foreach=True)
-        found = float(total)
+        weights = torch.nn.utils.get_total_norm([m.detach() for m in self.masters.values()], foreach=True)
+        found = float(total + 0 * weights)
         if found > norm:
             torch.nn.utils.clip_grads_with_norm_(with_grad, norm, total, foreach=True)
         return found

@@ -31,7 +31,7 @@ from embedtune.serve.batcher import (
     Busy,
     Dead,
     Given,
-    Late,
+    Hangs,
     Limits,
     NotFinite,
 )
@@ -294,7 +294,7 @@ def _health(app: FastAPI, service: Service) -> None:
         if time.monotonic() - batcher.worked > IDLE:
             try:
                 await asyncio.wait_for(batcher.ask([Given("ready?")]), IDLE)
-            except (Busy, Late, TimeoutError) as error:
+            except (Busy, Hangs, TimeoutError) as error:
                 # A full queue is a good sign as long as batches come out of it.
                 if not isinstance(error, Busy) or time.monotonic() - batcher.worked > HUNG:
                     raise HTTPException(503, "the model does not answer", {"Retry-After": "5"}) from error
@@ -320,9 +320,9 @@ def _errors(app: FastAPI, metrics: Metrics) -> None:
     async def busy(request: Request, error: Busy) -> JSONResponse:
         return answer(429, error, {"Retry-After": str(math.ceil(error.seconds))})
 
-    @app.exception_handler(Late)
+    @app.exception_handler(Hangs)
     @app.exception_handler(Dead)
-    async def late(request: Request, error: Exception) -> JSONResponse:
+    async def unable(request: Request, error: Exception) -> JSONResponse:
         return answer(503, error, {"Retry-After": "2"})
 
     @app.exception_handler(BadIds)

@@ -52,7 +52,7 @@ class Busy(Exception):
         self.seconds = seconds
 
 
-class Late(Exception):
+class Hangs(Exception):
     """The model does not answer."""
 
 
@@ -149,7 +149,7 @@ class Batcher:
         return min(self.limits.max_length, size + SPECIAL)
 
     async def ask(self, given: Sequence[Given]) -> list[Answer]:
-        """The answers, all of them or an error: Busy at once where the queue is full, Late where the model hangs.
+        """The answers, all of them or an error: Busy at once where the queue is full, Hangs where the model hangs.
 
         What was let in is answered, even where the machine has become slow since: to send it away only now would
         have its client come again, and cost more. Cancelling drops what has not been computed yet.
@@ -169,7 +169,7 @@ class Batcher:
             async with asyncio.timeout(patience + HUNG):
                 return await asyncio.gather(*(item.answer for item in items))
         except TimeoutError:
-            raise Late("the model does not answer") from None
+            raise Hangs("the model does not answer") from None
         finally:
             for item in items:
                 item.answer.cancel()

@@ -97,13 +97,13 @@ def listening(protocol: Callable[..., Any], refused: Callable[[Whole], bytes | N
                 connection.flow.resume_reading()  # uvicorn stops here, and whoever does not read hears of no leaving
 
         connection.data_received = data_received
-        tell_the_answered(connection)
+        _tell_the_answered(connection)
         return connection
 
     return made
 
 
-def tell_the_answered(connection: Any) -> None:
+def _tell_the_answered(connection: Any) -> None:
     """When a client leaves, let the request that is being answered hear of it.
 
     uvicorn tells the one that came last. Where several were sent without waiting, that one has not begun, and the

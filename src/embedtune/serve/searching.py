@@ -19,7 +19,7 @@ from fastapi.responses import Response
 from embedtune import files
 from embedtune.nearest import unit
 from embedtune.search.contract import Hit
-from embedtune.serve.batcher import Batcher, Busy, Given, Late, NotFinite
+from embedtune.serve.batcher import Batcher, Busy, Given, Hangs, NotFinite
 from embedtune.serve.gone import while_connected
 from embedtune.serve.schemas import About, Atlas, Feedback, Found, Kept, Results, SearchAnswer, SearchRequest
 from embedtune.serve.shelf import Shelf, Span, passages
@@ -86,7 +86,7 @@ class Library:
             try:
                 vectors = [answer.vector, *(other.vector for other in await each.batcher.ask(given))]
                 best = _best(np.stack(vectors), spans)
-            except (Busy, Late, NotFinite):
+            except (Busy, Hangs, NotFinite):
                 pass  # a passage is a help for the eye; the hits are there without it
         return [Found(id=hit.id, score=hit.score, text=hit.text, columns=hit.columns, passage=span)
                 for hit, span in zip(hits, best, strict=True)]  # fmt: skip
