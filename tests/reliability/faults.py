@@ -161,7 +161,7 @@ def witness() -> None:
 
 
 def in_a_step(kind: str, wanted: int, at: list) -> None:
-    """In one step, memory runs out at these of its backward passes, or a gradient becomes NaN."""
+    """In one step, memory runs out at these of its backward passes, or a gradient or an unread weight becomes NaN."""
     import torch
 
     import embedtune.fit.engine as engine
@@ -174,6 +174,9 @@ def in_a_step(kind: str, wanted: int, at: list) -> None:
         now["step"] = None
         if kind == "nan" and self.state.step == wanted:
             next(p for p in self.optimizer.masters.values() if p.grad is not None).grad.view(-1)[0] = torch.nan
+        if kind == "weight" and self.state.step == wanted:
+            table = next(name for name in self.optimizer.masters if "word_embeddings" in name)
+            self.optimizer.masters[table].data[1, 0] = torch.nan  # [UNK], which no row has
         return found
 
     def struck(self, *args, **more):
@@ -192,8 +195,8 @@ def install(fault: dict | None, plot: bool) -> None:
     WHEN is "start", "save:STEP", "after:STEP" (from the end of that save to the end of training) or "finish": from
     then on calls count.
     "place" is a part of the paths whose calls count, by default ".running"; "from" a call that is the first to count.
-    Or {"kind": "memory" | "nan", "step": n, "at": [k, ...] or none for all}; or {"kind": "elsewhere", "to": DIR}: it
-    runs in another folder. "rank" is the one process that meets it.
+    Or {"kind": "memory" | "nan" | "weight", "step": n, "at": [k, ...] or none for all}; or {"kind": "elsewhere",
+    "to": DIR}: it runs in another folder. "rank" is the one process that meets it.
     """
     if not plot:  # drawing is most of a tiny run's time; the picture has tests of its own
         embedtune.plots.loss_curve = lambda records, stem, title, unit: files.write_bytes(
@@ -205,7 +208,7 @@ def install(fault: dict | None, plot: bool) -> None:
     witness()
     if not fault or os.environ.get("RANK", "0") != str(fault.pop("rank", os.environ.get("RANK", "0"))):
         return
-    if fault["kind"] in ("memory", "nan"):
+    if fault["kind"] in ("memory", "nan", "weight"):
         in_a_step(fault["kind"], fault["step"], fault.get("at"))
         return
     if fault["kind"] == "elsewhere":

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -145,6 +146,36 @@ def test_connections_that_send_slowly_hold_up_nobody(server, many):
         ledger.count()
     assert all(now <= then for now, then in zip(settled(before), before)), (held(), before)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.target("D1")
+def test_a_head_that_does_not_end_behind_a_request_that_is_answered_is_not_kept():
+    """It is read no further than a head may be, until the request is answered; then it is refused."""
+    model = FakeModel()
+    service = Service(lambda: (model, ()), Limits())
+    with listening(service) as port:
+        assert asked(port, WHOLE) == [200]
+        model.gate.clear()
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(WHOLE)
+            while not model.batches[1:]:
+                time.sleep(0.01)
+            connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+            connection.settimeout(2)
+            sent = 0
+            with suppress(TimeoutError):  # what is not read fills the buffers between
+                while sent < 2**27:
+                    sent += connection.send(b"x" * 2**16)
+            assert sent < 2**25
+            model.gate.set()
+            connection.settimeout(60)
+            found = b""
+            with suppress(ConnectionResetError):
+                while part := connection.recv(2**16):
+                    found += part
+            assert found.count(b"HTTP/1.1 200 ") == 1 and b"HTTP/1.1 200 " not in found[9:]
+        assert asked(port, WHOLE) == [200]
+    ledger.count()
 
 
 @pytest.mark.target("D2")

@@ -102,6 +102,7 @@ def write_pairs(folder):
     fresh = [line.split() for line in corpus(400, seed=6).splitlines() if len(line.split()) > 8][:60]
     more = [{"anchor": " ".join(words[:4]), "positive": " ".join(words[4:]), "text": " ".join(words), "label": n % 3}
             for n, words in enumerate(fresh)]  # fmt: skip
+    # Of labels a run takes 40 rows at the least.
     tables = {"pairs": rows, "scored": scored, "unscored": unscored, "labels": labels, "tags": tags, "more": more,
               "few": labels[:60]}  # fmt: skip
     for name, found in tables.items():

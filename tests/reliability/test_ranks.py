@@ -279,6 +279,22 @@ def test_what_is_not_finite_in_one_process_is_left_out_by_all(zygote, tiny_model
     assert all(np.array_equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.target("A16")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_weight_that_is_not_finite_in_one_process_is_heard_of_by_all(zygote, tiny_model, tmp_path, rank):
+    """No row reads it, so the others have it from that process alone; they stop together, their checkpoint is sound."""
+    kind, count, _, command = TASKS["classify"]
+    folder = files_of(tmp_path / "run", tiny_model(kind))
+    argv = shlex.split(f"{command} {SHARED} --checkpoint-steps 1 --out out")
+    ended = zygote.run_in(count, argv, folder, fault={"kind": "weight", "step": 2, "rank": rank})
+    said_once(ended, "step 2: loss nan (or a weight)", "training diverged")
+    assert ended[0].status == 2 and max(each.seconds for each in ended) < 3 * SOON
+    newest = sorted((folder / "out.running" / "checkpoints").glob("step-*"))[-1]
+    weights = load_file(newest / "state.safetensors")
+    assert all(np.isfinite(each).all() for each in weights.values())
+    ledger.count()
+
+
 # ---- mistakes
 
 
@@ -347,12 +363,13 @@ def test_torchrun_starts_them_and_passes_a_signal_on(zygote, pair):
 ALONE = """
 import sys, time
 from datetime import timedelta
+import torch.distributed  # before the clock runs
 from embedtune.errors import Parted
 from embedtune.fit import ranks
-ranks.START = timedelta(seconds=2)
+ranks.START = timedelta(seconds=6)
 try:
     with ranks.started():
-        time.sleep(4 if ranks.launched()[0] == 0 else 0)  # the first one scores, longer than a start may take
+        time.sleep(8 if ranks.launched()[0] == 0 else 0)  # the first one scores, longer than a start may take
         print(ranks.most([ranks.world()[0]]))
 except Parted as error:
     sys.exit(str(error))

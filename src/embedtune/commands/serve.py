@@ -40,7 +40,7 @@ class Serve:
     precision: recipes.Precision | None = None
     # Tokens that are computed at once.
     batch_tokens: int = 8192
-    # What would be answered later than in so many seconds is refused at once (429).
+    # What would be answered later than in so many seconds is refused at once (429); two batches may always wait.
     queue_seconds: float = 2.0
     # Texts that may wait at most.
     queue_items: int = 8192

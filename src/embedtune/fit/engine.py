@@ -172,7 +172,7 @@ class Run:
         self.state = state
         self.optimizer.load(tensors)
         ranks.first(self._cut_log)
-        self.logged_at = state.seconds
+        self.logged_at, state.log_tokens = state.seconds, 0  # a rate is of this process's own work
         self.listener.note(f"resumed at step {state.step:,} of {self.total:,}")
 
     def _cut_log(self) -> None:
@@ -242,9 +242,9 @@ class Run:
         epoch, rows = self.objective.rows(state.step, loop.batch or BATCH, loop.seed)
         result = self._forward_backward(epoch, rows)
         self._look_ahead()
-        loss, tokens = ranks.mean_gradients(
-            [*self.optimizer.masters.values()], result.weight, float(result.loss), result.tokens
-        )
+        # Told with the loss, what only one process has is known to all; where one skips alone, all wait for ever.
+        mine = float(result.loss + self.optimizer.flaw())
+        loss, tokens = ranks.mean_gradients([*self.optimizer.masters.values()], result.weight, mine, result.tokens)
         norm = self.optimizer.clip(loop.clip)
         if math.isfinite(loss) and math.isfinite(norm):
             self.optimizer.step(self._rates(state.step))
@@ -304,7 +304,7 @@ class Run:
         state = self.state
         state.skipped += 1
         self._event(
-            f"step {state.step}: loss {loss}, or norm {norm} of gradients and weights, is not finite; rows "
+            f"step {state.step}: loss {loss} (or a weight), or norm {norm} of gradients, is not finite; rows "
             f"{rows[:8].tolist()}{'...' if len(rows) > 8 else ''}: update left out"
         )
         record = {"step": state.step + 1, "seconds": round(state.seconds, 3), "left_out": rows.tolist()}

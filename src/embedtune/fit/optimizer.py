@@ -60,15 +60,19 @@ class Optimizer:
             fused=True,
         )
 
-    def clip(self, norm: float) -> float:
-        """Scale the gradients down to `norm`; returns their norm before: not finite where a gradient or weight is not.
+    def flaw(self) -> Tensor:
+        """() float64: 0, and NaN where a weight is not finite.
 
-        A weight that no row of the batch reads, or an infinite one behind a tanh, shows in no loss and no gradient.
+        One that no row of the batch reads, or an infinite one behind a tanh, shows in no loss and no gradient.
         """
+        weights = torch.nn.utils.get_total_norm([m.detach() for m in self.masters.values()], foreach=True)
+        return 0 * weights.double()
+
+    def clip(self, norm: float) -> float:
+        """Scale the gradients down to `norm`; returns their norm before."""
         with_grad = [m for m in self.masters.values() if m.grad is not None]
         total = torch.nn.utils.get_total_norm([m.grad for m in with_grad if m.grad is not None], foreach=True)
-        weights = torch.nn.utils.get_total_norm([m.detach() for m in self.masters.values()], foreach=True)
-        found = float(total + 0 * weights)
+        found = float(total)
         if found > norm:
             torch.nn.utils.clip_grads_with_norm_(with_grad, norm, total, foreach=True)
         return found

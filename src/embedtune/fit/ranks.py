@@ -66,7 +66,8 @@ def started() -> Iterator[None]:
     with _parting():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=START)
     try:
-        dist.distributed_c10d._set_pg_timeout(PATIENCE)  # there is no public way
+        assert dist.group.WORLD is not None
+        dist.group.WORLD.set_timeout(PATIENCE)
         with _told():
             yield
     finally:

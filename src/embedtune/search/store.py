@@ -31,6 +31,7 @@ from embedtune.search.rows import Record
 VERSION = 1
 MANIFEST = "index.json"
 ROWS = ["id", "text", "columns"]
+LONGEST = 255  # bytes of a name in the folder
 BLOCK = 16_384  # vectors that are quantised at a time
 REBUILD = "build the index anew: embedtune search index DATA --model M --out DIR --force"
 
@@ -110,21 +111,21 @@ def _check(manifest: Manifest) -> None:
         if not isinstance(name, str):
             raise ValueError("a column or segment has no name")
     for name in (*manifest.segments, manifest.deleted, manifest.lexical, *manifest.files):
-        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError("a name leads out of the folder")
+        if "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts or len(name.encode()) > LONGEST:
+            raise ValueError("a name leads out of the folder, or is longer than any here")
 
 
 def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.ndarray]:
     """The segments, checked against their sums, and the numbers of deleted rows: (deleted,) int64, ascending."""
     from pyarrow.lib import ArrowException
 
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
+        if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
+            raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
     try:
-        for name, entry in manifest.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
-            if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
-                raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
         segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
         deleted = _loaded(folder / manifest.deleted) if manifest.deleted else np.zeros(0, np.int64)
         _check_rows(segments, deleted, manifest)

@@ -73,7 +73,7 @@ class Limits:
     """How much may wait, and how much is computed at once."""
 
     batch_tokens: int = 8192
-    queue_seconds: float = 2.0  # what would be answered later than this is not let in
+    queue_seconds: float = 2.0  # what would be answered later than this is not let in, but two batches may always wait
     queue_items: int = 8192
     max_length: int = 512
 
@@ -151,8 +151,9 @@ class Batcher:
     async def ask(self, given: Sequence[Given]) -> list[Answer]:
         """The answers, all of them or an error: Busy at once where the queue is full, Hangs where the model hangs.
 
-        What was let in is answered, even where the machine has become slow since: to send it away only now would
-        have its client come again, and cost more. Cancelling drops what has not been computed yet.
+        What was let in is answered, even where the machine has become slow since (up to twice what was expected,
+        and HUNG): to send it away only now would have its client come again, and cost more. Cancelling drops what has
+        not been computed yet.
         """
         costs = [self.cost(each) for each in given]
         if seconds := self.over(sum(costs), len(costs)):

@@ -88,10 +88,13 @@ def listening(protocol: Callable[..., Any], refused: Callable[[Whole], bytes | N
                 return
             size = 0 if connection.cycle is not known else size
             known = connection.cycle
-            size += len(data) if _between(connection) else 0
+            size += len(data) if _between(connection) or not connection.cycle.more_body else 0
             feed(data)
             if size > HEAD and connection.cycle is known and not connection.transport.is_closing():
-                connection.send_400_response("the head of the request is too large")
+                if _between(connection):
+                    connection.send_400_response("the head of the request is too large")
+                else:
+                    connection.flow.pause_reading()  # until what came before is answered: uvicorn resumes then
             ahead = ahead + len(data) if getattr(connection, "pipeline", None) else 0
             if 0 < ahead <= HEAD and not connection.transport.is_closing():
                 connection.flow.resume_reading()  # uvicorn stops here, and whoever does not read hears of no leaving
