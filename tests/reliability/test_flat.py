@@ -13,7 +13,7 @@ from reliability.peak import SHARE, SLACK, peak, write_pairs, write_text
 
 pytestmark = pytest.mark.target("B4")
 QUICK = 12.0  # MB that 18,000 rows more may take, in the fast tier
-TRAIN = "--max-steps 6 --batch 16 --eval-steps 3 --dev-rows 64 --max-tokens 1024 --checkpoint-steps 3 --force"
+TRAIN = "--max-steps 6 --batch 16 --eval-steps 3 --dev-rows 64 --max-tokens 1024 --checkpoint-steps 3 --force --discard"
 COMMANDS = {
     "check": "data check text.txt --model model",
     "clean": "data clean text.txt --out cleaned.txt --force",
@@ -22,7 +22,7 @@ COMMANDS = {
     "mlm, a fresh head": f"fit mlm text.txt --model bare --out out {TRAIN}",
     "mlm, on the fly": f"fit mlm text.txt --model model --on-the-fly True --out out {TRAIN}",
     "mine": "data mine pairs.jsonl --corpus text.txt --model bare --out mined.jsonl --force",
-    "run": "run text.txt --model bare --out out --max-steps 6 --batch 16 --eval-steps 3 --force",
+    "run": "run text.txt --model bare --out out --max-steps 6 --batch 16 --eval-steps 3 --force --discard",
 }
 
 
