@@ -1,18 +1,24 @@
 """Ten times the data takes the memory of the data, a tenth and 64 MB: each command, measured in a process of its own.
 
-The fast tier is held to far less, in proportion to its rows: what grew by 64 MB from 100,000 rows to 1,000,000 grows
-by 1.3 from 2,000 to 20,000, which no process can be measured to; so it finds what takes some hundred bytes a row.
+What a whole process holds is known to some MB, which takes 10^5 rows to see; so the fast tier asks for what the steps
+that go over all rows allocate, where a few bytes a row are seen at once.
 """
 
 import shutil
+import tracemalloc
 
+import numpy as np
 import pytest
 
+from embedtune.data.near import leaders
+from embedtune.data.shingles import sets_of
+from embedtune.data.split import hold_out
+from embedtune.data.tokens import Tokens
+from embedtune.enrich.candidates import Candidates
 from reliability import ledger
-from reliability.peak import SHARE, SLACK, peak, write_pairs, write_text
+from reliability.peak import SHARE, SLACK, lines, peak, write_pairs, write_text
 
 pytestmark = pytest.mark.target("B4")
-QUICK = 12.0  # MB that 18,000 rows more may take, in the fast tier
 TRAIN = "--max-steps 6 --batch 16 --eval-steps 3 --dev-rows 64 --max-tokens 1024 --checkpoint-steps 3 --force --discard"
 COMMANDS = {
     "check": "data check text.txt --model model",
@@ -55,10 +61,53 @@ def grown(places, name, fewer, more):
     return small, large
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_some_thousand_rows(places, name):
-    small, large = grown(places, name, 2_000, 20_000)
-    assert large <= small + QUICK
+def allocated(work) -> tuple[int, int]:
+    """Bytes that `work` holds at its highest, and those that what it gives still holds."""
+    tracemalloc.start()
+    try:
+        kept = work()
+        now, most = tracemalloc.get_traced_memory()
+        del kept
+    finally:
+        tracemalloc.stop()
+    return most, now
+
+
+def short_rows(count):
+    """Token rows of 8 tokens, 20 of them a document."""
+    ids = np.random.default_rng(0).integers(5, 5000, 8 * count, np.uint16)
+    row = np.arange(count)
+    return Tokens(ids, 8 * (row + 1), row // 20, row % 20, row, 2, count, 0)
+
+
+def test_a_split_allocates_what_its_blocks_and_the_held_out_rows_take(monkeypatch):
+    monkeypatch.setattr("embedtune.data.tokens.ROWS", 4096)
+    few, many = short_rows(20_000), short_rows(80_000)
+    found = [allocated(lambda rows=rows: (hold_out(rows, 100, 0), rows.spread()))[0] for rows in (few, many)]
+    assert found[1] - found[0] < 60_000, "not one byte a row"
+
+
+def test_texts_to_mine_in_keep_16_bytes_each(tmp_path):
+    most, kept = allocated(lambda: Candidates.gather(lines(30_000), tmp_path))
+    assert kept < 30_000 * 16 + 400_000, "what a text itself takes is four times that"
+
+
+def test_shingles_and_repeats_keep_28_bytes_a_row(tmp_path):
+    def work():
+        sets = sets_of(([line] for line in lines(40_000)), tmp_path)
+        return sets, leaders(sets, None)
+
+    kept = allocated(work)[1]
+    assert kept < 40_000 * 28 + 200_000
+
+
+def test_the_most_of_a_process_is_its_own(tmp_path):
+    """The parent's memory does not count; a command that fails gives no figure."""
+    write_text(tmp_path / "text.txt", 500)
+    ballast = np.ones(40_000_000)  # 320 MB
+    assert 20 < peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path) < ballast.nbytes / 2**20
+    with pytest.raises(AssertionError, match="exists already"):
+        peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path)
 
 
 @pytest.mark.slow

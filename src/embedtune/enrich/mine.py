@@ -209,12 +209,11 @@ def _gather(pairs: list[Pair], corpus: Mapping[str, str] | Iterable[str] | None,
         if pair.group is not None and how.other_groups:
             groups[at].add(pair.group)
             members.setdefault(pair.group, set()).add(positive)
-    # An anchor that stands among the texts is no negative for itself.
-    itself = ({texts.number(key)} - {None} for key in seen)
-    excluded = [
-        own.union(*(members[group] for group in groups[i]), same)
-        for i, (same, own) in enumerate(zip(itself, positives))
-    ]
+    excluded = []
+    for key, own, its_groups in zip(seen, positives, groups):
+        itself = texts.number(key)  # an anchor that stands among the texts is no negative for itself
+        others = (members[group] for group in its_groups)
+        excluded.append(own.union(*others, () if itself is None else (itself,)))
     shape = (len(anchors), how.negatives)
     empty = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(len(anchors), np.int64)
     mined = Mined(pairs, len(texts), anchor_of, *empty, allow_fewer=how.allow_fewer, blank=blank)
