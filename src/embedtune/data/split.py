@@ -175,7 +175,12 @@ def _flat(tokens: Tokens, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
     length = tokens.lengths_of(block)
     owner = np.repeat(np.arange(len(block)), length)
     offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return np.concatenate([tokens.row(number) for number in block]).astype(np.int64), owner, offset, length
+    if (np.diff(block) == 1).all():  # most blocks: rows that follow each other lie in one piece
+        end = int(tokens.ends[block[-1]])
+        ids = tokens.ids[end - len(owner) : end]
+    else:
+        ids = np.concatenate([tokens.row(number) for number in block])
+    return ids.astype(np.int64), owner, offset, length
 
 
 def _shingles(tokens: Tokens, rows: np.ndarray | AllBut, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
