@@ -60,7 +60,7 @@ def mlm(system: str, model: str, batch: int, home: Path, args: argparse.Namespac
     recipe = MLM(train=texts[8:], dev=texts[:8], model=model, max_length=MAX_LENGTH, mask_rate=MASKED, loop=loop)
     ready = prepare_mlm(recipe, home, lambda text: None)
     objective = ready.objective
-    objective.train = objective.train[: batch * args.steps]
+    objective.train = objective.train.whole()[: batch * args.steps]
     lengths = objective.tokens.lengths()[objective.train]
     if system in OURS:
         run = engine_run(ready, home)

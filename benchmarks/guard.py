@@ -100,7 +100,7 @@ def training(folder: Path, home: Path) -> dict[str, tuple[Work, Work]]:
     loop = Loop(batch=ROWS, max_steps=10_000, epochs=10_000, max_tokens=8192)
     recipe = MLM(train=texts, dev=dev, model=str(folder), max_length=LONGEST, head_steps=0, loop=loop)
     ready = prepare_mlm(recipe, home / "mlm", lambda text: None)
-    rows = sorted((ready.objective.tokens.row(number) for number in ready.objective.train), key=len)
+    rows = sorted((ready.objective.tokens.row(number) for number in ready.objective.train.whole()), key=len)
     ours = our_step(engine_run(ready, home / "mlm"))
     parts = 4
     grouped = [rows[first : first + ROWS // parts] for first in range(0, ROWS, ROWS // parts)]

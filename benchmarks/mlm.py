@@ -123,8 +123,9 @@ def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     objective = ready.objective
     if objective.head_steps or objective.loaded.padded:
         raise SystemExit("the starting folder should have a head, and its model should run padding-free")
-    np.save(work / "train.npy", objective.train)
-    lengths = objective.tokens.lengths()[objective.train]
+    train = objective.train.whole()
+    np.save(work / "train.npy", train)
+    lengths = objective.tokens.lengths()[train]
     masked = objective.rate * (1 - objective.tokens.affix * len(lengths) / lengths.sum())
 
     return {
@@ -135,7 +136,7 @@ def prepare(work: Path, args: argparse.Namespace) -> dict[str, Any]:
         "widths": widths(objective.model.config),
         "flops_per_token": flops_per_token(objective.model.config, masked, (lengths**2).sum() / lengths.sum()),
         "dev": objective.score() if args.quality_steps else None,
-        "train_rows": fingerprint(objective.tokens, objective.train),
+        "train_rows": fingerprint(objective.tokens, train),
         "held_out": fingerprint(objective.dev_tokens, objective.dev),
     }
 
@@ -165,7 +166,7 @@ def embedtune(work: Path, args: argparse.Namespace) -> dict[str, Any]:
             run._log()
         stamps.append(time.perf_counter())
         counts.append((run.state.tokens - before, run.state.tokens - before))
-    found = result(stamps, counts, train_rows=fingerprint(objective.tokens, objective.train))
+    found = result(stamps, counts, train_rows=fingerprint(objective.tokens, objective.train.whole()))
     run.optimizer.release()
     return {**found, "precision": run.loop.precision, "max_tokens": run.state.max_tokens, **score(objective, args)}
 

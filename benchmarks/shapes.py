@@ -56,11 +56,11 @@ def training(args: argparse.Namespace, texts: list[str], batch: int, home: Path)
                  loop=Loop(batch=batch, max_steps=args.steps + 1, epochs=1000))  # fmt: skip
     ready = prepare_mlm(recipe, home, lambda text: None)
     objective = ready.objective
-    if (objective.tokens.lengths()[objective.train] != args.length).any():
+    if (objective.tokens.lengths()[objective.train.whole()] != args.length).any():
         raise SystemExit(f"not all texts have {args.length} tokens")
     if args.one == "embedtune":
         return our_step(engine_run(ready, home))
-    rows = [objective.tokens.row(number) for number in objective.train]
+    rows = [objective.tokens.row(number) for number in objective.train.whole()]
     batches = [rows[first : first + batch] for first in range(0, len(rows) - batch + 1, batch)]
     del ready, objective
     return stock_mlm(args.model, batches, args.one == "stock-bf16")

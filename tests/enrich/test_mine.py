@@ -148,7 +148,7 @@ def test_the_same_text_in_another_case_is_no_negative():
     pairs = [pair("q", "p")]
     mined = mine(pairs, ["Q ", "P", "  p\n", "far"], Fake(given=given), Mining(negatives=1, depth=5, margin=None))
     assert [negatives(row) for row in mined.rows()] == [["far"]]
-    assert mined.texts == ["Q ", "P", "far"]
+    assert mined.candidates == 3 and mined.texts == {2: "far"}
 
 
 def test_a_second_model_can_refuse():
@@ -201,7 +201,7 @@ def test_blocks_change_nothing(monkeypatch, tmp_path):
     draw = np.random.default_rng(0)
     pairs = [pair(f"anchor {i % 40}", f"positive {draw.integers(30)}") for i in range(60)]
     corpus = [f"document {i}" for i in range(50)] + ["", "  "]
-    whole = mine(pairs, corpus, Fake())
+    whole = mine(pairs, iter(corpus), Fake())
     monkeypatch.setattr(miner, "ENCODED", 7)
     monkeypatch.setattr(miner, "ANCHORS", 9)
     monkeypatch.setattr(miner, "ANSWERS", 400)
@@ -209,7 +209,7 @@ def test_blocks_change_nothing(monkeypatch, tmp_path):
     parts = mine(pairs, corpus, Fake(), scratch=tmp_path, note=said.append)
     assert list(parts.rows()) == list(whole.rows()) and parts.refused == whole.refused
     assert parts.blank == 2 and said[-1] == "mined 40 of 40 anchors"
-    assert list(tmp_path.iterdir()) == [], "the vectors are gone"
+    assert list(tmp_path.iterdir()) == [], "the texts and vectors are gone"
 
 
 def test_an_anchor_with_very_many_positives_goes_alone(monkeypatch):

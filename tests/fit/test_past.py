@@ -162,7 +162,7 @@ def identities(task, prepared):
         return {hashlib.sha256(tokens.row(int(n)).astype(np.int64).tobytes()).hexdigest() for n in rows}
 
     if task == "mlm":
-        return of(objective.tokens, objective.train), of(objective.dev_tokens, objective.dev[:old])
+        return of(objective.tokens, objective.train.whole()), of(objective.dev_tokens, objective.dev[:old])
     if task == "contrastive":
         return of(objective.tokens, objective.columns[:, 0]), of(objective.tokens, dev.queries[:old])
     if task == "scored":

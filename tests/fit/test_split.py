@@ -3,8 +3,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedtune import keyed
 from embedtune.data import split
-from embedtune.data.split import also_in, hold_out
+from embedtune.data import tokens as tokens_module
+from embedtune.data.split import AllBut, also_in, hold_out
 from embedtune.data.tokens import Tokens
 from embedtune.errors import UserError
 
@@ -48,7 +50,7 @@ def test_whole_documents_stay_together_where_they_are_short():
     document = np.repeat(np.arange(300), 5)
     tokens = tokens_of(random_rows(1500, low=8), document, np.tile(np.arange(5), 300))
     sides = hold_out(tokens, 100, 3)
-    assert not set(document[sides.train]) & set(document[sides.dev])
+    assert not set(document[sides.train.whole()]) & set(document[sides.dev])
     assert 100 <= len(sides.dev) <= 105 and sides.moved == 0
 
 
@@ -56,7 +58,7 @@ def test_neighbouring_lines_of_a_long_document_stay_together():
     tokens = tokens_of(random_rows(2000, low=8), np.zeros(2000, int), np.arange(2000))
     sides = hold_out(tokens, 200, 0)
     run = 200 // 8
-    assert not set(sides.train // run) & set(sides.dev // run)
+    assert not set(sides.train.whole() // run) & set(sides.dev // run)
     assert len(sides.dev) == 200
 
 
@@ -64,7 +66,7 @@ def test_chunks_of_one_line_stay_together():
     line = np.repeat(np.arange(400), 3)
     tokens = tokens_of(random_rows(1200, low=8), np.zeros(1200, int), line)
     sides = hold_out(tokens, 8, 1)  # runs of a single line
-    assert len(sides.dev) and not set(line[sides.train]) & set(line[sides.dev])
+    assert len(sides.dev) and not set(line[sides.train.whole()]) & set(line[sides.dev])
 
 
 def test_what_is_moved_really_is_near_and_nothing_near_remains():
@@ -77,7 +79,7 @@ def test_what_is_moved_really_is_near_and_nothing_near_remains():
     sides = hold_out(tokens, 40, 2)
     assert sides.moved > 0
     assert len(sides.dev) + sides.moved == 40
-    assert naive_leaks([rows[n] for n in sides.train], [rows[n] for n in sides.dev]) == []
+    assert naive_leaks([rows[n] for n in sides.train.whole()], [rows[n] for n in sides.dev]) == []
 
 
 def test_exact_repeats_never_stand_on_both_sides_however_many_there_are():
@@ -87,7 +89,7 @@ def test_exact_repeats_never_stand_on_both_sides_however_many_there_are():
         rows[number] = np.arange(6)
     tokens = tokens_of(rows)
     sides = hold_out(tokens, 200, 0)
-    train = {rows[n].tobytes() for n in sides.train}
+    train = {rows[n].tobytes() for n in sides.train.whole()}
     assert not [n for n in sides.dev if rows[n].tobytes() in train]
     assert len(sides.dev) > 50
 
@@ -113,3 +115,35 @@ def test_too_little_text_is_a_users_error():
         hold_out(tokens_of(random_rows(9)), 5, 0)
     with pytest.raises(UserError, match="every row that could be held out"):
         hold_out(tokens_of([np.arange(9)] * 40), 5, 0)
+
+
+def split_at_once(tokens, rows, seed):
+    """What `hold_out` does, of arrays of all rows."""
+    wanted = min(rows, len(tokens) // 10)
+    places = np.stack([tokens.document, tokens.line // max(1, min(split.RUN, wanted // 8))], axis=1)
+    groups = np.cumsum((np.diff(places, axis=0, prepend=[[-1, -1]]) != 0).any(axis=1)) - 1
+    keys = keyed.key(seed, groups)
+    held = keys <= np.sort(keys)[wanted - 1]
+    found = also_in(tokens, np.flatnonzero(~held), np.flatnonzero(held))
+    held[found] = False
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist(), len(found)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_taken_block_by_block_it_is_the_same_split(monkeypatch, seed):
+    """Rows that repeat each other, documents of all sizes, and blocks that end anywhere in them."""
+    draw = np.random.default_rng(seed)
+    pool = random_rows(900, seed=seed, low=6)
+    rows = [pool[n] for n in draw.integers(0, len(pool), 1000)]
+    document = np.sort(draw.integers(0, 40, 1000))
+    line = np.arange(1000) - np.searchsorted(document, document)
+    tokens = tokens_of(rows, document, line)
+    monkeypatch.setattr(tokens_module, "ROWS", 37)
+    monkeypatch.setattr(split, "ROWS", 53)
+    found = hold_out(tokens, 100, seed)
+    assert (list(found.train), found.dev.tolist(), found.moved) == split_at_once(tokens, 100, seed)
+    assert found.moved > 0
+
+
+def test_all_rows_but_some_are_counted_through():
+    assert list(AllBut(7, np.array([0, 3, 4]))) == [1, 2, 5, 6] == AllBut(7, np.array([0, 3, 4])).whole().tolist()

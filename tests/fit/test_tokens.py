@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +10,7 @@ from conftest import corpus, tiny_tokenizer
 from embedtune.data import tokens as module
 from embedtune.data.read import Row, read_texts
 from embedtune.data.tokens import affixes, even_chunks, open_tokens, pieces, tokenize
+from embedtune.fit.prepared import token_profile
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +106,38 @@ def test_large_vocabularies_take_four_bytes(tokenizer, tmp_path):
     large.add_tokens([f"word{n}" for n in range(2**16)])
     found = tokenize(rows_of([f"word{2**16 - 1} ba"]), large, 20, tmp_path)
     assert found.ids.dtype == np.uint32 and found.row(0).max() == len(large) - 1
+
+
+def test_lengths_are_counted_block_by_block(tokenizer, tmp_path, monkeypatch):
+    """With the median and the 95th percentile that numpy finds in the lengths themselves."""
+    monkeypatch.setattr(module, "ROWS", 7)
+    lines = corpus(200).splitlines()
+    for number, count in enumerate((1, 2, 7, 8, 99, 150)):
+        found = tokenize(rows_of([line for line in lines if line][:count]), tokenizer, 30, tmp_path / str(number))
+        lengths = found.lengths()
+        assert found.spread().tolist() == np.bincount(lengths).tolist()
+        assert token_profile(found.spread()) == {
+            "tokens": lengths.sum(),
+            "tokens_per_row_median": np.median(lengths),
+            "tokens_per_row_p95": np.quantile(lengths, 0.95),
+        }
+        places = np.concatenate(list(found.all_places()))
+        assert np.array_equal(places, np.stack([found.document, found.line], axis=1))
+
+
+def resident(path) -> int:
+    """KB of a file that are mapped and resident in this process."""
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.M)
+    return sum(int(re.search(r"Rss: +([0-9]+)", part)[1]) for part in parts if str(path) in part)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not say what is resident")
+def test_pages_that_are_let_go_are_resident_no_more_and_read_as_before(tokenizer, tmp_path):
+    found = tokenize(rows_of(corpus(3000).split("\n") * 4), tokenizer, 30, tmp_path)
+    ids, view = found.ids.copy(), found.row(5)
+    assert resident(tmp_path) * 1024 > found.ids.nbytes
+    found.let_go()
+    assert resident(tmp_path) == 0
+    assert np.array_equal(found.ids, ids) and np.array_equal(view, found.row(5))
+    del found
+    assert view.tolist()  # a view keeps its map

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -294,7 +295,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     mined = look(found, _corpus(command, read), encoder, how, second=second, scratch=scratch, note=talk.note)
     many = write_mined(Path(command.out), mined)
     lines = [
-        f"{command.out}: {many:,} rows with up to {command.negatives} negatives, out of {len(mined.texts):,} texts",
+        f"{command.out}: {many:,} rows with up to {command.negatives} negatives, out of {mined.candidates:,} texts",
         *(f"{n:,} candidates refused: {reason}" for reason, n in mined.refused.items() if n),
         f"{mined.fewer:,} rows have fewer negatives than asked, {mined.without:,} of them none"
         + ("" if command.allow_fewer else "; they were left out"),
@@ -304,7 +305,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     return Output(lines, {"file": command.out, "rows": many, "refused": mined.refused, "fewer": mined.fewer})
 
 
-def _corpus(command: Mine, counts: Any) -> dict[str, str] | list[str] | None:
+def _corpus(command: Mine, counts: Any) -> Mapping[str, str] | Iterator[str] | None:
     from embedtune.data.read import read_texts
     from embedtune.data.retrieval import is_beir, read_beir
 
@@ -318,7 +319,7 @@ def _corpus(command: Mine, counts: Any) -> dict[str, str] | list[str] | None:
         return found.corpus
     if command.corpus is None:
         return None
-    return [row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows, counts=counts)]
+    return (row.values["text"] for row in read_texts(command.corpus, bad_rows=command.bad_rows, counts=counts))
 
 
 def _refusals(made: Any) -> list[str]:

@@ -6,8 +6,8 @@ filtering: Bayardo, Ma, Srikant, WWW 2007). Only rows that have enough such rare
 those exactly. So no pair is missed by chance, as it would be with MinHash. The one limit is CROWD, which is reached
 by form letters only.
 
-Beside the shingles (see `shingles`) there are in memory a table of at most 64 MiB, and about 28 bytes for each rare
-shingle that more than one row seems to have.
+Beside the shingles (see `shingles`) there are in memory a table of at most 32 MiB, 8 bytes for each row, and about 28
+for each rare shingle that more than one row seems to have.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import numpy as np
 from embedtune.data.shingles import COLUMNS, SHIFT, Sets
 
 CROWD = 200  # rows that are kept for a rare shingle, unless a row has a rarer one: beyond, it is boilerplate
-TABLE_BITS = 26  # the largest table of counts
+TABLE_BITS = 25  # the largest table of counts
 CAREFUL = 1e-9  # products such as 0.8 * 15 may come out above the whole number that they are
 
 
 def leaders(sets: Sets, near: float | None) -> np.ndarray:
-    """(rows,) int64: for each row the row that it repeats, exactly or nearly, or itself.
+    """(rows,) uint32: for each row the row that it repeats, exactly or nearly, or itself.
 
     Rows are taken in order; each is given to the first row that is itself not given away and is near enough. So
     every row is near the one it is given to, and rows that are not given away are not near each other. Without
@@ -131,9 +131,14 @@ def _finder(
 
 def _exact(sets: Sets) -> tuple[np.ndarray, np.ndarray]:
     """For each row the first that equals it; and the rows that equal no earlier one."""
-    _, first, inverse = np.unique(sets.exact, return_index=True, return_inverse=True)
-    label = first[inverse]
-    return label, np.flatnonzero(label == np.arange(len(label)))
+    order = np.argsort(sets.exact, kind="stable")
+    ordered = sets.exact[order]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
+    label = np.arange(len(sets), dtype=np.uint32)
+    label[order[again]] = order[np.searchsorted(ordered, ordered[again])]
+    fresh = np.ones(len(sets), bool)
+    fresh[order[again]] = False
+    return label, np.flatnonzero(fresh).astype(np.uint32)
 
 
 def _near(own: np.ndarray, flat: np.ndarray, owner: np.ndarray, near: float) -> np.ndarray:

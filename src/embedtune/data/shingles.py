@@ -1,6 +1,6 @@
 """Texts as sets of hashed shingles (runs of three words), on disk: what `near` compares.
 
-In memory stand 24 bytes for each row; the shingles, 8 bytes each, lie in a file without a name. Two different
+In memory stand 20 bytes for each row; the shingles, 8 bytes each, lie in a file without a name. Two different
 shingles are taken for one with probability 2^-60.
 """
 
@@ -22,6 +22,7 @@ from embedtune.data.clean import SHINGLE, words_hash
 COLUMNS = 16  # told apart; their number stands in the top four bits of a shingle's hash
 SHIFT = np.uint64(60)
 BLOCK = 250_000  # words or shingles handled at once
+ROWS = 1 << 16  # rows whose sizes are summed up at once
 KNOWN_WORDS = 200_000  # whose hashes are kept at hand
 
 
@@ -44,26 +45,27 @@ class _Scratch:
 
 @dataclass(frozen=True)
 class Sets:
-    """Rows as sets of shingles: row i is hashes[starts[i]:ends[i]], ascending uint64.
+    """Rows as sets of shingles: row i is the `many[i]` hashes from starts[i] on, ascending uint64.
 
     `exact` (rows,) uint64 is equal for rows that are equal but for case and whitespace.
     """
 
     hashes: Hashes
     starts: np.ndarray
-    ends: np.ndarray
+    many: np.ndarray
     exact: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.many)
 
     def row(self, number: int) -> np.ndarray:
         """The shingles of one row."""
-        return self.hashes[int(self.starts[number]) : int(self.ends[number])]
+        start = int(self.starts[number])
+        return self.hashes[start : start + int(self.many[number])]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """How many shingles the rows have, (len(rows),) int64."""
-        return self.ends[rows] - self.starts[rows]
+        return self.many[rows].astype(np.int64)
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The shingles of several rows end to end, and for each the place of its row in `rows`."""
@@ -72,15 +74,14 @@ class Sets:
 
     def part(self, rows: np.ndarray) -> Sets:
         """Those rows as sets of their own; no shingle is copied."""
-        return Sets(self.hashes, self.starts[rows], self.ends[rows], self.exact[rows])
+        return Sets(self.hashes, self.starts[rows], self.many[rows], self.exact[rows])
 
     def blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
         """`rows` in runs of about BLOCK shingles, at least one row each."""
-        upto = np.cumsum(self.sizes(rows))
         start = 0
         while start < len(rows):
-            before = upto[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(upto, before + BLOCK, "right")))
+            upto = np.cumsum(self.sizes(rows[start : start + ROWS]))
+            stop = start + max(1, int(np.searchsorted(upto, BLOCK, "right")))
             yield rows[start:stop]
             start = stop
 
@@ -100,7 +101,7 @@ class Shingler:
                 self.scratch = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes when its reader goes
         self.parts: list[np.ndarray] = []
         self.known: dict[str, int] = {}  # hashes of words
-        self.exact, self.sizes = array("Q"), array("Q")
+        self.exact, self.sizes = array("Q"), array("I")
         self._empty()
 
     def _empty(self) -> None:
@@ -152,14 +153,14 @@ class Shingler:
     def done(self) -> Sets:
         """All that was taken; nothing may be added after."""
         self._flush()
-        sizes = np.array(self.sizes, np.int64)
-        ends = np.cumsum(sizes)
-        exact = np.array(self.exact, np.uint64)
+        sizes, exact = np.asarray(self.sizes), np.asarray(self.exact)  # views: nothing is copied
+        starts = np.cumsum(sizes, dtype=np.int64)
+        starts -= sizes
         if self.scratch is None:
-            return Sets(np.concatenate(self.parts), ends - sizes, ends, exact)
+            return Sets(np.concatenate(self.parts), starts, sizes, exact)
         with files.disk_errors(self.place):
             self.scratch.flush()
-        return Sets(_Scratch(self.scratch), ends - sizes, ends, exact)
+        return Sets(_Scratch(self.scratch), starts, sizes, exact)
 
 
 def sets_of(rows: Iterable[Sequence[str]], folder: Path | None = None, *, disk: bool = True) -> Sets:

@@ -34,28 +34,33 @@ class AllBut:
     def __len__(self) -> int:
         return self.size - len(self.left_out)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.whole().tolist())  # without this, Python would count up places for ever
+
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         return places + np.searchsorted(self.left_out - np.arange(len(self.left_out)), places, side="right")
+
+    def whole(self) -> np.ndarray:
+        """The numbers as an array, (n,) int64."""
+        return self[np.arange(len(self))]
 
 
 @dataclass(frozen=True)
 class Split:
     """Row numbers of the two sides, and how many held-out rows were moved because training has their text."""
 
-    train: np.ndarray | AllBut
+    train: AllBut
     dev: np.ndarray
     moved: int
 
 
 def hold_out(tokens: Tokens, rows: int, seed: int) -> Split:
     """Hold out about `rows` rows, at most a tenth. Raises UserError where none can be held out."""
-    held = np.zeros(len(tokens), bool)
-    places = np.stack([tokens.document, tokens.line], axis=1)
-    held[_drawn([places], _wanted(len(tokens), rows), seed)] = True
-    found = also_in(tokens, np.flatnonzero(~held), np.flatnonzero(held))
-    held[found] = False
-    _need_some(bool(held.any()))
-    return Split(np.flatnonzero(~held), np.flatnonzero(held), len(found))
+    drawn = _drawn(tokens.all_places(), _wanted(len(tokens), rows), seed)
+    found = also_in(tokens, AllBut(len(tokens), drawn), drawn)
+    held = np.setdiff1d(drawn, found)
+    _need_some(len(held) > 0)
+    return Split(AllBut(len(tokens), held), held, len(found))
 
 
 def hold_out_lines(lines: Spool, rows: int, seed: int) -> dict[str, Any]:
@@ -110,7 +115,9 @@ def _drawn(places: Iterable[np.ndarray], wanted: int, seed: int) -> np.ndarray:
     return rows
 
 
-def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens | None = None) -> np.ndarray:
+def also_in(
+    tokens: Tokens, train: np.ndarray | AllBut, dev: np.ndarray, dev_tokens: Tokens | None = None
+) -> np.ndarray:
     """The rows of `dev` ((n,) row numbers) whose text, nearly or exactly, stands in one row of `train`.
 
     Near means: at least 80 % of the row's shingles of five tokens. Exact, no sketching; memory is bounded by the
@@ -139,7 +146,7 @@ def also_in(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Toke
     return dev[leaked]
 
 
-def _repeated(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: Tokens) -> np.ndarray:
+def _repeated(tokens: Tokens, train: np.ndarray | AllBut, dev: np.ndarray, dev_tokens: Tokens) -> np.ndarray:
     """(len(dev),) bool: rows that stand in `train` token for token, however common they are."""
     wanted = np.concatenate(list(_row_hashes(dev_tokens, dev)))
     leaked = np.zeros(len(dev), bool)
@@ -148,26 +155,38 @@ def _repeated(tokens: Tokens, train: np.ndarray, dev: np.ndarray, dev_tokens: To
     return leaked
 
 
-def _row_hashes(tokens: Tokens, rows: np.ndarray) -> Iterator[np.ndarray]:
+def _blocks(rows: np.ndarray | AllBut, size: int) -> Iterator[np.ndarray]:
+    """Row numbers in runs of `size`."""
+    for at in range(0, len(rows), size):
+        yield rows[np.arange(at, min(at + size, len(rows)))]
+
+
+def _row_hashes(tokens: Tokens, rows: np.ndarray | AllBut) -> Iterator[np.ndarray]:
     """A hash of each row's tokens and their places, block by block."""
-    for at in range(0, len(rows), ROWS):
-        ids, _, offset, length = _flat(tokens, rows[at : at + ROWS])
+    for block in _blocks(rows, ROWS):
+        ids, _, offset, length = _flat(tokens, block)
         yield keyed.key(np.add.reduceat(keyed.key(ids, offset), np.cumsum(length) - length), length)
 
 
 def _flat(tokens: Tokens, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The rows of `block` end to end: ids, and per token its row's place in the block and its own place in the row;
     per row its length."""
-    length = tokens.ends[block] - np.where(block > 0, tokens.ends[block - 1], 0)
+    tokens.let_go()
+    length = tokens.lengths_of(block)
     owner = np.repeat(np.arange(len(block)), length)
     offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    return np.concatenate([tokens.row(number) for number in block]).astype(np.int64), owner, offset, length
+    if (np.diff(block) == 1).all():  # most blocks: rows that follow each other lie in one piece
+        end = int(tokens.ends[block[-1]])
+        ids = tokens.ids[end - len(owner) : end]
+    else:
+        ids = np.concatenate([tokens.row(number) for number in block])
+    return ids.astype(np.int64), owner, offset, length
 
 
-def _shingles(tokens: Tokens, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _shingles(tokens: Tokens, rows: np.ndarray | AllBut, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each block of `size` rows: their shingle hashes, and each one's row as its place in the block."""
-    for at in range(0, len(rows), size):
-        ids, owner, offset, length = _flat(tokens, rows[at : at + size])
+    for block in _blocks(rows, size):
+        ids, owner, offset, length = _flat(tokens, block)
         # Zero stands for "past the end of the row", so ids count from one here.
         padded = np.concatenate([ids + 1, np.zeros(SHINGLE, np.int64)])
         parts = [

@@ -1,7 +1,7 @@
 """A cleaned copy of a file: without repeats, near repeats and rows that cannot be used, each of them counted.
 
 The data is read twice: once to see what repeats, once to write. Between the two only hashes and numbers are kept
-(24 bytes for each row; see `near` for the rest), no texts.
+(20 bytes for each row, 28 where rows have labels or scores; see `near` for the rest), no texts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -174,17 +175,20 @@ class _Seen:
         counts.used -= 1
         there = self.places.get(leader, "").removeprefix(f"{row.file}, ")
         counts.note(counts.rejected, Problem(reason, reason, fix=""), f"{place(row)} (as {there})")
-        self.contrary += self.verdicts[leader] != self.verdicts[number]
+        self.contrary += bool(self.verdicts) and self.verdicts[leader] != self.verdicts[number]
         return False
 
 
 def _survey(source: Source, counts: Counts, near: float | None, folder: Path) -> _Seen:
     """Read all rows and find out which repeat an earlier one."""
-    shingler, verdicts = Shingler(folder), array("Q")
-    for judged in source.rows(counts):
+    shingler, verdicts, silent = Shingler(folder), array("Q"), words_hash([])
+    for number, judged in enumerate(source.rows(counts)):
         shingler.add(["\n".join(cell) for cell in (*judged.sides, *judged.negatives)])
         found = [str(judged.row.values[name]) for name in VERDICTS if name in judged.row.values]
-        verdicts.append(words_hash(found))
+        if found and not verdicts:
+            verdicts.extend(repeat(silent, number))
+        if found or verdicts:
+            verdicts.append(words_hash(found))
     sets = shingler.done()
     leader = leaders(sets, near)
     return _Seen(leader, sets.exact[leader] == sets.exact, verdicts)

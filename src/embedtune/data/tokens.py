@@ -7,6 +7,7 @@ so the data order can be any function of the row number.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from embedtune.data.read import Row
 
 PIECE = 50_000  # characters handed to the tokenizer at once; longer lines are split at a blank before
 LINES = 512  # lines tokenised at once
+ROWS = 1 << 16  # rows whose places and lengths are looked through at once
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Tokens:
     lines: int
     chunked: int
     types: np.ndarray | None = None  # token type ids, as `ids`, where rows are pairs of texts
+    maps: tuple[mmap.mmap, ...] = ()  # of the files that these arrays are views of
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -51,6 +54,7 @@ class Tokens:
 
     def rows(self, numbers: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """Token ids of the rows, and the number that keys each one's noise."""
+        self.let_go()
         return [self.row(number) for number in numbers], numbers
 
     def lengths(self) -> np.ndarray:
@@ -60,6 +64,32 @@ class Tokens:
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """Tokens of the given rows, (n,) int64."""
         return self.ends[rows] - np.where(rows > 0, self.ends[rows - 1], 0)
+
+    def all_places(self) -> Iterator[np.ndarray]:
+        """Of each row its document, and its line in that, (n, 2) int64, block by block."""
+        for first in range(0, len(self), ROWS):
+            here = slice(first, first + ROWS)
+            yield np.stack([self.document[here], self.line[here]], axis=1)
+            self.let_go()
+
+    def spread(self) -> np.ndarray:
+        """How many rows there are of each length, (longest + 1,) int64."""
+        counts = np.zeros(0, np.int64)
+        for first in range(0, len(self), ROWS):
+            lengths = self.lengths_of(np.arange(first, min(first + ROWS, len(self))))
+            more = np.bincount(lengths, minlength=len(counts))
+            more[: len(counts)] += counts
+            counts = more
+            self.let_go()
+        return counts
+
+    def let_go(self) -> None:
+        """Hand back the mapped pages that were read so far: a pass over all rows would keep the whole files resident.
+
+        They stay in the system's cache, and what is read again comes back by itself.
+        """
+        for each in self.maps:
+            each.madvise(mmap.MADV_DONTNEED)
 
 
 def affixes(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -212,14 +242,20 @@ def open_tokens(folder: Path) -> Tokens:
     """Map the files that `tokenize` wrote."""
     about = files.read_json(folder / "tokens.json")
 
+    maps = []
+
     def mapped(name: str, dtype: Any) -> np.ndarray:
-        path = folder / name
-        # A plain view: slicing np.memmap itself costs microseconds a row.
-        return np.asarray(np.memmap(path, dtype, mode="r")) if path.stat().st_size else np.zeros(0, dtype)
+        if not (folder / name).stat().st_size:
+            return np.zeros(0, dtype)
+        with open(folder / name, "rb") as file:
+            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return np.frombuffer(maps[-1], dtype)
 
     table = mapped("rows.bin", np.int64).reshape(-1, 4)
+    ids = mapped("ids.bin", about["dtype"])
+    types = mapped("types.bin", np.uint8) if about.get("pairs") else None
     return Tokens(
-        mapped("ids.bin", about["dtype"]),
+        ids,
         table[:, 0],
         table[:, 1],
         table[:, 2],
@@ -227,7 +263,8 @@ def open_tokens(folder: Path) -> Tokens:
         about["affix"],
         about["lines"],
         about["chunked"],
-        mapped("types.bin", np.uint8) if about.get("pairs") else None,
+        types,
+        tuple(maps),
     )
 
 

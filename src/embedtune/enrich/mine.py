@@ -1,13 +1,13 @@
 """Hard negatives: texts that a model finds near an anchor though they are not its positives.
 
-Exact, and in blocks: the vectors of the corpus lie on disk, and a matrix of all anchors by all texts never exists.
+Exact, and in blocks: the corpus and its vectors lie on disk, and a matrix of all anchors by all texts never exists.
+Memory is bounded by the pairs.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 from embedtune import files, keyed, nearest
 from embedtune.data.clean import text_hash
 from embedtune.data.pairs import Pair
+from embedtune.enrich.candidates import Candidates, Vectors
 from embedtune.enrich.write import write_rows
 from embedtune.errors import UserError
 
@@ -59,12 +60,13 @@ class Mined:
     """Pairs with their mined negatives, and how many candidates and rows fell to what."""
 
     pairs: list[Pair]
-    texts: list[str]  # distinct candidates: the corpus, then positives and negatives that were not in it
+    candidates: int  # distinct texts: the corpus, then positives and negatives that were not in it
     anchor_of: np.ndarray  # (pairs,) int64: which distinct anchor a pair has
-    chosen: np.ndarray  # (anchors, negatives) int64: into `texts`, hardest first; valid up to `found`
+    chosen: np.ndarray  # (anchors, negatives) int64: numbers of candidates, hardest first; valid up to `found`
     scores: np.ndarray  # (anchors, negatives) float32: cosine with the anchor
     found: np.ndarray  # (anchors,) int64
     allow_fewer: bool
+    texts: dict[int, str] = field(default_factory=dict)  # of the candidates that were chosen, by number
     refused: dict[str, int] = field(default_factory=lambda: {KNOWN: 0, ABOVE: 0, SECOND: 0})  # before the last taken
     blank: int = 0  # texts of the corpus that are blank and were left out
 
@@ -87,7 +89,7 @@ class Mined:
                 continue
             row: dict[str, Any] = {"anchor": pair.anchor, "positive": pair.positive}
             for n in range(most):
-                row[f"negative_{n + 1}"] = self.texts[self.chosen[anchor, n]] if n < count else None
+                row[f"negative_{n + 1}"] = self.texts[int(self.chosen[anchor, n])] if n < count else None
             if pair.group is not None:
                 row["group"] = pair.group
             yield row
@@ -95,7 +97,7 @@ class Mined:
 
 def mine(
     pairs: Iterable[Pair],
-    corpus: Mapping[str, str] | Sequence[str] | None,
+    corpus: Mapping[str, str] | Iterable[str] | None,
     encoder: Encoder,
     how: Mining = DEFAULT,
     *,
@@ -109,24 +111,23 @@ def mine(
     s - (1 - margin) |s| (which is margin x s where s > 0, and below s also where it is not) and above s - absolute,
     where s is the smallest score of the anchor's positives (2407.15831); with `second`, also where that model's
     scores say so. All positives of an anchor are known, and what differs from them, or from the anchor, only in case
-    and whitespace is the same text. Vectors lie in `scratch` (default: the system's place for temporary files) while
-    it runs. Raises UserError for settings that cannot be, no pairs, or no disk space.
+    and whitespace is the same text. Texts and vectors lie in `scratch` (default: the system's place for temporary
+    files) while it runs. Raises UserError for settings that cannot be, no pairs, or no disk space.
     """
     _check(how)
-    work = _gather(list(pairs), corpus, how)
-    mined = work.mined
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch)))
-        models = [(encoder, _on_disk(folder / "first", mined.texts, encoder, note))]
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        folder = Path(place)
+        work = _gather(list(pairs), corpus, how, folder)
+        models = [(encoder, _on_disk(folder / "first", work.texts, encoder, note))]
         if second is not None:
-            models.append((second, _on_disk(folder / "second", mined.texts, second, note)))
+            models.append((second, _on_disk(folder / "second", work.texts, second, note)))
         done = 0
         for block in _blocks([len(each) for each in work.excluded], how.depth):
             _mine_block(block, work, models, how)
             done += len(block)
             note(f"mined {done:,} of {len(work.anchors):,} anchors")
-        del models  # the memory maps go before their files
-    return mined
+        work.keep_chosen()
+    return work.mined
 
 
 def write_mined(path: Path, mined: Mined) -> int:
@@ -139,9 +140,17 @@ class _Work:
     """The distinct anchors, what each must not get, and what comes out."""
 
     anchors: list[str]
+    texts: Candidates
     positives: list[np.ndarray]  # for each anchor: its positives, as indices of texts
     excluded: list[np.ndarray]  # for each anchor: what is no negative for it
     mined: Mined
+
+    def keep_chosen(self) -> None:
+        """Read the texts that were chosen, before the files go."""
+        mined = self.mined
+        valid = np.arange(mined.chosen.shape[1]) < mined.found[:, None]
+        chosen = np.unique(mined.chosen[valid])
+        mined.texts.update(zip(chosen.tolist(), self.texts.texts(chosen)))
 
 
 def _check(how: Mining) -> None:
@@ -164,25 +173,24 @@ def _check(how: Mining) -> None:
         raise UserError("negatives cannot be mined with these settings", details=problems)
 
 
-def _gather(pairs: list[Pair], corpus: Mapping[str, str] | Sequence[str] | None, how: Mining) -> _Work:
+def _gather(pairs: list[Pair], corpus: Mapping[str, str] | Iterable[str] | None, how: Mining, folder: Path) -> _Work:
     """Number the distinct texts and anchors, and collect what is no negative for whom."""
     if not pairs:
         raise UserError("there are no pairs to mine negatives for")
-    texts: list[str] = []
-    place: dict[int, int] = {}
     blank = 0
 
-    def number(text: str) -> int:
-        at = place.setdefault(text_hash(text), len(texts))
-        if at == len(texts):
-            texts.append(text)
-        return at
+    def everything() -> Iterator[str]:
+        nonlocal blank
+        for text in corpus.values() if isinstance(corpus, Mapping) else corpus or ():
+            if text.strip():
+                yield text
+            else:
+                blank += 1
+        for pair in pairs:
+            yield pair.positive
+            yield from pair.negatives
 
-    for text in corpus.values() if isinstance(corpus, Mapping) else corpus or ():
-        if text.strip():
-            number(text)
-        else:
-            blank += 1
+    texts = Candidates.gather(everything(), folder)
     seen: dict[int, int] = {}
     anchors: list[str] = []
     positives: list[set[int]] = []
@@ -195,30 +203,35 @@ def _gather(pairs: list[Pair], corpus: Mapping[str, str] | Sequence[str] | None,
             anchors.append(pair.anchor)
             positives.append(set())
             groups.append(set())
-        positives[at].add(number(pair.positive))
+        positive = texts.number(text_hash(pair.positive))
+        assert positive is not None
+        positives[at].add(positive)
         if pair.group is not None and how.other_groups:
             groups[at].add(pair.group)
-            members.setdefault(pair.group, set()).add(number(pair.positive))
-        for negative in pair.negatives:
-            number(negative)
-    excluded = [
-        own.union(*(members[group] for group in groups[i]), [place[key]] if key in place else [])
-        for i, (key, own) in enumerate(zip(seen, positives))
-    ]
+            members.setdefault(pair.group, set()).add(positive)
+    excluded = []
+    for key, own, its_groups in zip(seen, positives, groups):
+        itself = texts.number(key)  # an anchor that stands among the texts is no negative for itself
+        others = (members[group] for group in its_groups)
+        excluded.append(own.union(*others, () if itself is None else (itself,)))
     shape = (len(anchors), how.negatives)
     empty = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(len(anchors), np.int64)
-    mined = Mined(pairs, texts, anchor_of, *empty, allow_fewer=how.allow_fewer, blank=blank)
-    return _Work(anchors, [np.array(sorted(p)) for p in positives], [np.array(sorted(e)) for e in excluded], mined)
+    mined = Mined(pairs, len(texts), anchor_of, *empty, allow_fewer=how.allow_fewer, blank=blank)
+    return _Work(
+        anchors, texts, [np.array(sorted(p)) for p in positives], [np.array(sorted(e)) for e in excluded], mined
+    )
 
 
-def _on_disk(path: Path, texts: Sequence[str], encoder: Encoder, note: Note) -> np.ndarray:
-    """The unit vectors of all texts, as a memory map (N, D) float32."""
+def _on_disk(path: Path, texts: Candidates, encoder: Encoder, note: Note) -> Vectors:
+    """The unit vectors of all texts, (N, D) float32 in a file."""
     files.need_space(path.parent, len(texts) * encoder.dimension * 4, "mining")
     with files.growing(path) as vectors:
         for start in range(0, len(texts), ENCODED):
-            vectors.write(_unit(encoder, texts[start : start + ENCODED], "document").tobytes())
-            note(f"{encoder.name}: encoded {min(start + ENCODED, len(texts)):,} of {len(texts):,} texts")
-    return np.memmap(path, np.float32, mode="r", shape=(len(texts), encoder.dimension))
+            stop = min(start + ENCODED, len(texts))
+            some = texts.texts(np.arange(start, stop))
+            vectors.write(_unit(encoder, some, "document").tobytes())
+            note(f"{encoder.name}: encoded {stop:,} of {len(texts):,} texts")
+    return Vectors(path, (len(texts), encoder.dimension))
 
 
 def _unit(encoder: Encoder, texts: Sequence[str], role: Role) -> np.ndarray:
@@ -240,7 +253,7 @@ def _blocks(excluded: Sequence[int], depth: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def _mine_block(block: np.ndarray, work: _Work, models: list[tuple[Encoder, np.ndarray]], how: Mining) -> None:
+def _mine_block(block: np.ndarray, work: _Work, models: list[tuple[Encoder, Vectors]], how: Mining) -> None:
     """Choose the negatives of some anchors."""
     positives, excluded = ([each[at] for at in block] for each in (work.positives, work.excluded))
     vectors = [_unit(encoder, [work.anchors[at] for at in block], "query") for encoder, _ in models]
@@ -281,7 +294,7 @@ def _scores(anchor: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return (vectors.astype(np.float64) @ anchor.astype(np.float64)).astype(np.float32)
 
 
-def _limits(anchors: np.ndarray, corpus: np.ndarray, positives: list[np.ndarray], how: Mining) -> np.ndarray:
+def _limits(anchors: np.ndarray, corpus: Vectors, positives: list[np.ndarray], how: Mining) -> np.ndarray:
     """The score above which a candidate is refused, for each anchor: (B,) float64."""
     lowest = np.array([_scores(a, corpus[p]).min() for a, p in zip(anchors, positives)], np.float64)
     limits = np.full(len(anchors), np.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -109,13 +110,21 @@ def data_profile(train: Any, counts: Counts, dev_counts: Counts | None) -> dict[
     }
 
 
-def token_profile(lengths: np.ndarray) -> dict[str, Any]:
-    """How many tokens there are, and how they spread over rows of these `lengths` (n,)."""
+def token_profile(spread: np.ndarray) -> dict[str, Any]:
+    """How many tokens there are, and how they spread over the rows: `spread[n]` rows have n tokens."""
     return {
-        "tokens": int(lengths.sum()),
-        "tokens_per_row_median": float(np.median(lengths)),
-        "tokens_per_row_p95": float(np.quantile(lengths, 0.95)),
+        "tokens": int(spread @ np.arange(len(spread))),
+        "tokens_per_row_median": _quantile(spread, 0.5),
+        "tokens_per_row_p95": _quantile(spread, 0.95),
     }
+
+
+def _quantile(spread: np.ndarray, share: float) -> float:
+    """np.quantile of lengths of which `spread[n]` are n."""
+    upto = np.cumsum(spread)
+    place = share * (upto[-1] - 1)
+    low, high = np.searchsorted(upto, [math.floor(place), math.ceil(place)], side="right").tolist()
+    return float(np.quantile([low, high], place - math.floor(place)))
 
 
 def identity(folder: Path, tokenizer: Any, counts: Counts, dev_counts: Counts | None) -> dict[str, str]:

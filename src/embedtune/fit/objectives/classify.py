@@ -286,7 +286,7 @@ def _ready(
         "dev_rows": len(dev),
         **labels.counted,
         "cut_texts": tokens.chunked,
-        **token_profile(tokens.lengths()),
+        **token_profile(tokens.spread()),
     }
     resolved = dataclasses.replace(recipe, model=recipe.model or DEFAULT, max_length=max_length)
     same = identity(loaded.folder, loaded.tokenizer, sides.counts, sides.dev_counts) | sides.identity()

@@ -99,7 +99,7 @@ def prepare_contrastive(recipe: Contrastive, home: Path, note: Callable[[str], N
         "dev_queries": len(data.queries),
         "dev_corpus": len(data.corpus),
         "cut_texts": longer.chunked,
-        **token_profile(tokens.lengths()),
+        **token_profile(tokens.spread()),
     }
     resolved = dataclasses.replace(
         recipe, model=recipe.model or DEFAULT, max_length=max_length, ranking=chosen,

@@ -104,7 +104,7 @@ class MaskedLanguageModel:
 
     loaded: Loaded
     tokens: Tokens | LazyTokens
-    train: np.ndarray | AllBut
+    train: AllBut
     dev_tokens: Tokens
     dev: np.ndarray
     rate: float
@@ -145,10 +145,9 @@ class MaskedLanguageModel:
 
     def dev_groups(self) -> np.ndarray:
         """(dev rows,) int64: rows of one document, or of one run of its lines, share a number."""
-        tokens = self.dev_tokens
-        return np.unique(np.stack([tokens.document, tokens.line // RUN])[:, self.dev], axis=1, return_inverse=True)[
-            1
-        ].reshape(-1)
+        tokens, dev = self.dev_tokens, self.dev
+        places = np.stack([tokens.document[dev], tokens.line[dev] // RUN])
+        return np.unique(places, axis=1, return_inverse=True)[1].reshape(-1)
 
     def step(self, step: int, epoch: int, rows: np.ndarray, max_tokens: int) -> Step:
         """Gradients of the mean loss over the masked tokens of every N-th of `rows`, whatever the micro-batches."""
@@ -221,7 +220,7 @@ class MaskedLanguageModel:
         text, so that models with different vocabularies compare.
         """
         self.model.eval()
-        places = np.argsort(self.dev_tokens.lengths()[self.dev], kind="stable")
+        places = np.argsort(self.dev_tokens.lengths_of(self.dev), kind="stable")
         numbers = self.dev[places]
         masked = self.masker.mask([self.dev_tokens.row(n) for n in numbers], numbers, SCORE_RATE, SCORE_SEED, 0)
         sums, right, at = np.zeros((len(numbers), 2)), 0, 0
@@ -237,7 +236,7 @@ class MaskedLanguageModel:
             at += len(labels)
         self.row_losses = sums
         loss = float(sums[:, 0].sum() / sums[:, 1].sum())
-        lengths, characters = self.dev_tokens.lengths()[self.dev], self.dev_tokens.characters[self.dev]
+        lengths, characters = self.dev_tokens.lengths_of(self.dev), self.dev_tokens.characters[self.dev]
         tokens = int(lengths.sum()) - self.dev_tokens.affix * len(self.dev)
         return {
             "dev_loss": loss,

@@ -28,7 +28,7 @@ from embedtune.recipes import MLM
 # Text that is tokenised before training: on two cores that takes about a minute.
 MOST_BYTES = 500_000_000
 BARREN = "nothing in them that the tokenizer knows"
-COUNTED = 10_000_000  # tokens counted at once
+COUNTED = 1_000_000  # tokens counted at once
 SAMPLE, SAMPLE_TOKENS = 20_000, 5_000_000  # lines that tell of all where these are tokenised on the fly; and at most
 SOME = 256  # of them tokenised at once
 NONE = np.zeros(0, np.int64)
@@ -68,6 +68,7 @@ class Text:
         counts = np.zeros(size)
         for start in range(0, len(self.tokens.ids), COUNTED):
             counts += np.bincount(self.tokens.ids[start : start + COUNTED], minlength=size)
+            self.tokens.let_go()
         for row in self.sides.dev if self.dev is self.tokens else ():
             counts -= np.bincount(self.tokens.row(row), minlength=size)
         return counts
@@ -76,9 +77,9 @@ class Text:
         """Rows and tokens for the data profile; what is estimated says from how many lines."""
         sizes = {"rows": len(self.tokens), "train_rows": len(self.sides.train), "dev_rows": len(self.sides.dev)}
         if isinstance(self.tokens, Tokens):
-            return {**sizes, "chunked_lines": self.tokens.chunked, **token_profile(self.tokens.lengths())}
+            return {**sizes, "chunked_lines": self.tokens.chunked, **token_profile(self.tokens.spread())}
         assert self.sample is not None
-        found = {"chunked_lines": self.sample.chunked, **token_profile(self.sample.lengths)}
+        found = {"chunked_lines": self.sample.chunked, **token_profile(np.bincount(self.sample.lengths))}
         for name in ("chunked_lines", "tokens"):
             found[name] = self._all(found[name])
         return {**sizes, **found, "tokens_estimated_from_lines": self.sample.lines}
@@ -214,7 +215,7 @@ def _given_dev_lines(lines: Spool, dev: Tokens, recipe: MLM, remarks: list[str])
     return split.Split(split.AllBut(len(lines), NONE), some, 0)
 
 
-def _sample(tokens: LazyTokens, train: np.ndarray | split.AllBut, seed: int) -> Sample:
+def _sample(tokens: LazyTokens, train: split.AllBut, seed: int) -> Sample:
     """Some of the training lines, the same for all processes, and not more than SAMPLE_TOKENS of text by much."""
     lines = barren = chunked = 0
     lengths: list[int] = []
@@ -258,7 +259,7 @@ def _both_runs(recipe: MLM, loaded: Loaded, home: Path, remarks: list[str]) -> T
     )
     if lost := len(both.train) + len(both.dev) - train.lines - dev.lines:
         remarks.append(f"{lost:,} rows left out: {BARREN}")
-    whole = split.Split(np.arange(len(train)), np.arange(len(dev)), 0)
+    whole = split.Split(split.AllBut(len(train), NONE), np.arange(len(dev)), 0)
     documents = {row.document for row in both.dev[: both.old]}
     old = int(np.isin(dev.document, list(documents)).sum())
     return Text(both.counts, both.dev_counts, train, dev, whole, old, both.identity())
@@ -289,7 +290,7 @@ def _held_out(tokens: Tokens, recipe: MLM, remarks: list[str]) -> split.Split:
 
 
 def _given_dev(tokens: Tokens, dev_tokens: Tokens, most: int, remarks: list[str]) -> split.Split:
-    train, dev = np.arange(len(tokens)), _first(dev_tokens, most, remarks)
+    train, dev = split.AllBut(len(tokens), NONE), _first(dev_tokens, most, remarks)
     if leaked := len(split.also_in(tokens, train, dev, dev_tokens)):
         remarks.append(f"{leaked:,} of {len(dev):,} dev rows also stand in the training text: their scores flatter")
     return split.Split(train, dev, 0)

@@ -92,7 +92,7 @@ def prepare_scored(recipe: Scored, home: Path, note: Callable[[str], None]) -> P
         "dev_pairs": len(dev),
         **{"score_low": low, "score_high": high, "score_mean": float(np.mean([p.score or 0.0 for p in pairs]))},
         "cut_texts": tokens.chunked,
-        **token_profile(tokens.lengths()),
+        **token_profile(tokens.spread()),
     }
     resolved = dataclasses.replace(
         recipe, model=recipe.model or DEFAULT, max_length=max_length, low=float(low), high=float(high)

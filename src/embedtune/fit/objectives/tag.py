@@ -72,7 +72,7 @@ def prepare_tag(recipe: Tag, home: Path, note: Callable[[str], None]) -> Prepare
         "tags": len(names),
         "words": sum(map(len, gold)),
         "chunked_sentences": rows.chunked,
-        **token_profile(objective.tokens.lengths()),
+        **token_profile(objective.tokens.spread()),
     }
     resolved = dataclasses.replace(recipe, model=recipe.model or DEFAULT, max_length=max_length)
     same = identity(loaded.folder, loaded.tokenizer, sides.counts, sides.dev_counts) | sides.identity()

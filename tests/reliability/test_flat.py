@@ -1,0 +1,117 @@
+"""Ten times the data takes the memory of the data, a tenth and 64 MB: each command, measured in a process of its own.
+
+What a whole process holds is known to some MB, which takes 10^5 rows to see; so the fast tier asks for what the steps
+that go over all rows allocate, where a few bytes a row are seen at once.
+"""
+
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from embedtune.data.near import leaders
+from embedtune.data.shingles import sets_of
+from embedtune.data.split import hold_out
+from embedtune.data.tokens import Tokens
+from embedtune.enrich.candidates import Candidates
+from reliability import ledger
+from reliability.peak import SHARE, SLACK, lines, peak, write_pairs, write_text
+
+pytestmark = pytest.mark.target("B4")
+TRAIN = "--max-steps 6 --batch 16 --eval-steps 3 --dev-rows 64 --max-tokens 1024 --checkpoint-steps 3 --force --discard"
+COMMANDS = {
+    "check": "data check text.txt --model model",
+    "clean": "data clean text.txt --out cleaned.txt --force",
+    "clean, exact": "data clean text.txt --out cleaned.txt --near None --force",
+    "mlm": f"fit mlm text.txt --model model --out out {TRAIN}",
+    "mlm, a fresh head": f"fit mlm text.txt --model bare --out out {TRAIN}",
+    "mlm, on the fly": f"fit mlm text.txt --model model --on-the-fly True --out out {TRAIN}",
+    "mine": "data mine pairs.jsonl --corpus text.txt --model bare --out mined.jsonl --force",
+    "run": "run text.txt --model bare --out out --max-steps 6 --batch 16 --eval-steps 3 --force --discard",
+}
+
+
+def place(folder, tiny_model, rows):
+    """A folder with so many rows of text, pairs and the models."""
+    folder.mkdir()
+    write_text(folder / "text.txt", rows)
+    write_pairs(folder / "pairs.jsonl", 200)
+    shutil.copytree(tiny_model("bert"), folder / "model")
+    shutil.copytree(tiny_model("minilm"), folder / "bare")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def places(tiny_model, tmp_path_factory):
+    made = {}
+
+    def get(rows):
+        if rows not in made:
+            made[rows] = place(tmp_path_factory.mktemp("flat") / str(rows), tiny_model, rows)
+        return made[rows]
+
+    return get
+
+
+def grown(places, name, fewer, more):
+    """MB at the one size and at the other."""
+    small, large = (peak(COMMANDS[name].split(), places(rows)) for rows in (fewer, more))
+    ledger.remark(f"B4: {name}: {small:,.0f} MB at {fewer:,} rows, {large:,.0f} MB at {more:,}")
+    return small, large
+
+
+def allocated(work) -> tuple[int, int]:
+    """Bytes that `work` holds at its highest, and those that what it gives still holds."""
+    tracemalloc.start()
+    try:
+        kept = work()
+        now, most = tracemalloc.get_traced_memory()
+        del kept
+    finally:
+        tracemalloc.stop()
+    return most, now
+
+
+def short_rows(count):
+    """Token rows of 8 tokens, 20 of them a document."""
+    ids = np.random.default_rng(0).integers(5, 5000, 8 * count, np.uint16)
+    row = np.arange(count)
+    return Tokens(ids, 8 * (row + 1), row // 20, row % 20, row, 2, count, 0)
+
+
+def test_a_split_allocates_what_its_blocks_and_the_held_out_rows_take(monkeypatch):
+    monkeypatch.setattr("embedtune.data.tokens.ROWS", 4096)
+    few, many = short_rows(20_000), short_rows(80_000)
+    found = [allocated(lambda rows=rows: (hold_out(rows, 100, 0), rows.spread()))[0] for rows in (few, many)]
+    assert found[1] - found[0] < 60_000, "not one byte a row"
+
+
+def test_texts_to_mine_in_keep_16_bytes_each(tmp_path):
+    most, kept = allocated(lambda: Candidates.gather(lines(30_000), tmp_path))
+    assert kept < 30_000 * 16 + 400_000, "what a text itself takes is four times that"
+
+
+def test_shingles_and_repeats_keep_28_bytes_a_row(tmp_path):
+    def work():
+        sets = sets_of(([line] for line in lines(40_000)), tmp_path)
+        return sets, leaders(sets, None)
+
+    kept = allocated(work)[1]
+    assert kept < 40_000 * 28 + 200_000
+
+
+def test_the_most_of_a_process_is_its_own(tmp_path):
+    """The parent's memory does not count; a command that fails gives no figure."""
+    write_text(tmp_path / "text.txt", 500)
+    ballast = np.ones(40_000_000)  # 320 MB
+    assert 20 < peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path) < ballast.nbytes / 2**20
+    with pytest.raises(AssertionError, match="exists already"):
+        peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ten_times_the_data(places, name):
+    small, large = grown(places, name, 10**5, 10**6)
+    assert large <= SHARE * small + SLACK
