@@ -27,6 +27,7 @@ TARGETS = {
     "A15": "SIGTERM and SIGINT: a checkpoint, then as if uninterrupted",
     "A16": "several processes: as one, whatever befalls one of them",
     "B1": "malformed files through every command that reads one",
+    "B4": "memory: ten times the rows, and the same peak",
     "C3": "inputs changed at random: read, or refused with the right error",
     "D1": "connections that send slowly hold up nobody",
     "D2": "more requests than can be answered: 200, or 429 with a time to come back",
