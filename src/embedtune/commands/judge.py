@@ -95,7 +95,8 @@ def judge(command: Judge, talk: Talk) -> Output:
         lines += _remarks(data)
         shown = [r for mine in reports for r in mine if r is mine[0] or r.dim != mine[0].dim]
         lines += _table(shown)
-        entry = {"data": data.name, "exam": exam, "reports": [r.as_dict() for r in shown]}
+        written = shown if command.out or command.json else []  # all values of all queries, which nobody else reads
+        entry = {"data": data.name, "exam": exam, "reports": [r.as_dict() for r in written]}
         main = measures[0] if data.retrieval else "spearman"
         for encoder, mine in zip(encoders[1:], reports[1:], strict=True):
             changes = {
