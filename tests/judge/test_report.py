@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embedtune.errors import UserError
-from embedtune.judge.report import Report, from_dict, table
+from embedtune.judge.report import Ranked, Report, from_dict, table
 
 OLD = {  # as it was saved before there were classes
     "task": "similarity",
@@ -58,3 +58,13 @@ def test_a_table_shows_dimensions_of_vectors_only():
     header, rows = table([labels, vectors])
     assert header == ["model", "dim", "items", "F1", "spearman"]
     assert [row[1] for row in rows] == ["-", "384"]
+
+
+def test_ranked_documents_read_as_the_lists_that_they_stand_for():
+    rows, scores = np.array([[2, 0], [1, 2]], np.int32), np.array([[0.5, 0.25], [1, 0.125]], np.float32)
+    found = Ranked(["a", "b", "c"], rows, scores)
+    lists = [[("c", 0.5), ("a", 0.25)], [("b", 1.0), ("c", 0.125)]]
+    assert list(found) == lists and found[1] == found[-1] == lists[1] and len(found) == 2
+    assert list(found[1:]) == lists[1:] and isinstance(found[0][0][1], float)
+    with pytest.raises(IndexError):
+        found[2]

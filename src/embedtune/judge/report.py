@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from embedtune.errors import UserError, did_you_mean
 
 Task = Literal["retrieval", "similarity", "classification", "regression", "tagging"]
+
+
+Best = Sequence[tuple[str, float]]  # documents (id, score), best first
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The best documents of each query, kept as `rows` (Q, k) of all `ids` with `scores` (Q, k), read as (id, score).
+
+    As tuples they would take ten times the room, and what is shown of a million queries is a handful.
+    """
+
+    ids: Sequence[str]
+    rows: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Best: ...
+    @overload
+    def __getitem__(self, at: slice) -> Ranked: ...
+    def __getitem__(self, at: int | slice) -> Best | Ranked:
+        if isinstance(at, slice):
+            return Ranked(self.ids, self.rows[at], self.scores[at])
+        return [(self.ids[row], score) for row, score in zip(self.rows[at].tolist(), self.scores[at].tolist())]
+
+    def __iter__(self) -> Iterator[Best]:
+        return (self[at] for at in range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +67,7 @@ class Report:
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
     gold: np.ndarray | None = None
     predicted: np.ndarray | None = None
-    found: Sequence[Sequence[tuple[str, float]]] = ()
+    found: Ranked | Sequence[Best] = ()
     remarks: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     counts: np.ndarray | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from embedtune.data.retrieval import RetrievalSet
 from embedtune.errors import UserError
 from embedtune.judge import measures as m
-from embedtune.judge.report import Report
+from embedtune.judge.report import Ranked, Report
 from embedtune.nearest import Rows, Unit, ranks, top_k
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def score_vectors(
         items=tuple(data.queries),
         summary={name: float(each.mean()) for name, each in values.items()},
         values=values,
-        found=[
-            [(ids[i], s) for i, s in zip(row, line)]
-            for row, line in zip(found[:, :SHOWN].tolist(), scores[:, :SHOWN].tolist())
-        ],
+        found=Ranked(ids, found[:, :SHOWN].astype(np.int32), scores[:, :SHOWN].copy()),  # not views of all
         remarks=tuple(data.remarks),
     )
 

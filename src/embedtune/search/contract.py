@@ -13,6 +13,7 @@ from embedtune.encoder.embed import WINDOW
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Encoder, identity, open_encoder
 from embedtune.errors import UserError, did_you_mean
+from embedtune.search.ids import Known
 from embedtune.search.rows import Record
 
 Mode = Literal["dense", "exact", "lexical", "hybrid"]
@@ -133,15 +134,13 @@ def unknown_column(name: str, columns: Sequence[str]) -> UserError:
 
 
 def checked(
-    records: Iterable[Record], there: Callable[[list[str]], Container[str]], fresh: set[str], where: str, update: bool
+    records: Iterable[Record], there: Callable[[list[str]], Container[str]], where: str, update: bool
 ) -> Iterator[Record]:
-    """The records, whose ids are put into `fresh`; a UserError for one that may not be added.
-
-    `there` says which of some ids the index has already.
-    """
-    rest = iter(records)
+    """The records; a UserError for one that may not be added. `there` says which of some ids the index has already."""
+    rest, before = iter(records), Known()
     while some := list(islice(rest, WINDOW)):
-        known = there([record.id for record in some])
+        ids = [record.id for record in some]
+        known, fresh = there(ids), before.among(ids)
         for record in some:
             if record.id in fresh:
                 what = f"two of the new texts have the id {record.id[:80]!r}"
@@ -154,6 +153,7 @@ def checked(
                 raise UserError(what, where=where, fix="search update replaces texts by their ids")
             fresh.add(record.id)
             yield record
+        before.add(ids)
 
 
 class Made(Protocol):

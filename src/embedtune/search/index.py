@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from embedtune.errors import UserError, did_you_mean, short_list
 from embedtune.nearest import top_k, unit
 from embedtune.search import graph, lexical, store
 from embedtune.search.contract import Asked, Found, Hit, Mode, Note, answer, checked, open_model, unknown_column
+from embedtune.search.ids import Places
 from embedtune.search.quantise import Dtype, check_dtype, restored
 from embedtune.search.rows import Record
 from embedtune.search.store import Manifest, Segment
@@ -64,25 +66,26 @@ class Index:
         """Embed and add records; with `update` those whose ids are there replace them, else such an id is an error."""
         with files.locked(self.folder):
             now = open_with(self.folder, self.encoder)
-            places, fresh = now.places(), set[str]()
-            new = checked(records, lambda ids: places, fresh, str(self.folder), update)
+            places = Places(now._ids(), now._live())
+            new = checked(records, places.among, str(self.folder), update)
             blocks = store.embedded(lambda texts: stream(self.encoder, texts, "document"), new)
             manifest, _ = store.write_segment(self.folder, now.manifest, blocks)
-            gone = [places[key] for key in fresh if key in places]
-            now._publish(manifest, np.concatenate([now.deleted, np.array(gone, np.int64)]))
+            added = store.column(self.folder / manifest.segments[-1], "id")
+            rows = np.concatenate([places.rows_of(ids) for ids in added])
+            now._publish(manifest, np.concatenate([now.deleted, rows[rows >= 0]]))
         return open_with(self.folder, self.encoder)
 
     def delete(self, ids: Sequence[str]) -> Index:
         """Delete texts by their ids; an id that is not there is an error, and then nothing is deleted."""
         with files.locked(self.folder):
             now = open_with(self.folder, self.encoder)
-            places = now.places()
-            if missing := [key for key in ids if key not in places]:
-                near = did_you_mean(missing[0], list(places)[:10_000])
+            rows = Places(now._ids(), now._live()).rows_of(ids)
+            if missing := [key for key, row in zip(ids, rows, strict=True) if row < 0]:
+                left = compress(chain.from_iterable(now._ids()), now._live())
+                near = did_you_mean(missing[0], list(islice(left, 10_000)))
                 what = f"has no text with the id {short_list(missing)}{near}"
                 raise UserError(what, where=str(self.folder), fix="nothing was deleted; give ids that are there")
-            gone = np.array([places[key] for key in ids], np.int64)
-            now._publish(now.manifest, np.concatenate([now.deleted, gone]), texts=False)
+            now._publish(now.manifest, np.concatenate([now.deleted, rows]), texts=False)
         return open_with(self.folder, self.encoder)
 
     def compact(self) -> Index:
@@ -105,16 +108,14 @@ class Index:
 
     def places(self) -> dict[str, int]:
         """The row of each id that is not deleted."""
-        gone = set(self.deleted.tolist())
         ids = (key for segment in self.segments for key in segment.table.column("id").to_pylist())
-        return {key: row for row, key in enumerate(ids) if row not in gone}
+        return dict(compress(((key, row) for row, key in enumerate(ids)), self._live()))
 
     def chosen(self, where: Mapping[str, str]) -> np.ndarray | None:
         """Numbers of the rows that may be found; None for all."""
         if not where and not len(self.deleted):
             return None
-        keep = np.ones(self.manifest.rows, bool)
-        keep[self.deleted] = False
+        keep = self._live()
         for name, value in where.items():
             if name not in self.manifest.columns:
                 raise unknown_column(name, self.manifest.columns)
@@ -192,10 +193,19 @@ class Index:
             row -= segment.table.num_rows
         raise IndexError(row)
 
+    def _ids(self) -> Iterator[list[str]]:
+        """The ids of all rows, a block at a time; they are read while nobody else may change the folder."""
+        return (block for name in self.manifest.segments for block in store.column(self.folder / name, "id"))
+
+    def _live(self) -> np.ndarray:
+        """Which rows are not deleted: (n,) bool."""
+        live = np.ones(self.manifest.rows, bool)
+        live[self.deleted] = False
+        return live
+
     def _blocks(self) -> Iterator[store.Block]:
         """All that is not deleted, with its vectors."""
-        kept, start = np.ones(self.manifest.rows, bool), 0
-        kept[self.deleted] = False
+        kept, start = self._live(), 0
         for segment in self.segments:
             for first in range(0, segment.table.num_rows, store.BLOCK):
                 part = segment.table.slice(first, store.BLOCK)
@@ -213,8 +223,8 @@ class Index:
         if texts:
             name = manifest.name("lexical")
             if lexical.is_there():
-                segments, _ = store.open_segments(self.folder, replace(manifest, files={}, deleted=""))
-                lexical.build(self.folder / name, (t for s in segments for t in s.table.column("text").to_pylist()))
+                parts = (block for s in manifest.segments for block in store.column(self.folder / s, "text"))
+                lexical.build(self.folder / name, chain.from_iterable(parts))
             manifest = store.with_file(self.folder, manifest, "lexical", name)
         store.publish(self.folder, manifest)
 

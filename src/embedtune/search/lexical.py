@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import numpy as np
 
 from embedtune import files
 from embedtune.errors import UserError
+from embedtune.search.postings import Postings, blocks
 
 FIX = "pip install 'embedtune[search]'"
+ENDING = ".csc.index.npy"  # of the arrays that bm25s saves
 
 
 def is_there() -> bool:
@@ -22,16 +26,41 @@ def is_there() -> bool:
 
 
 def build(folder: Path, texts: Iterable[str]) -> None:
-    """Write the BM25 scores of all words in all texts to `folder`; texts and their words are held in memory."""
+    """Write the BM25 scores of all words in all texts to `folder`: the files, byte for byte, that bm25s saves.
+
+    It computes and saves all at once; here that is done a part at a time, and only the words are held in memory.
+    """
     import bm25s
 
-    words = bm25s.tokenize(list(texts), stopwords=None, show_progress=False)
-    if not words.vocab:
-        return
-    scores = bm25s.BM25()
-    scores.index(words, show_progress=False)
-    scores.save(folder, show_progress=False)
+    with files.disk_errors(folder), tempfile.TemporaryFile(dir=folder.parent) as scratch:
+        found = Postings(scratch)
+        for block in blocks(texts):
+            found.add(block)
+        if not found.words:
+            return
+        made, starts = bm25s.BM25(), np.cumsum([0, *found.often])
+        nothing = dict.fromkeys(("data", "indices", "indptr"), np.zeros(0))
+        made.scores, made.nonoccurrence_array = {**nothing, "num_docs": found.texts}, None
+        made.vocab_dict = {**found.words, "": len(found.words)}  # as bm25s has it, for texts without a word
+        made.save(folder, show_progress=False)
+        files.write_array(folder / f"indptr{ENDING}", starts)
+        _write_scores(folder, found, made.k1, made.b)
     files.flush(folder)
+
+
+def _write_scores(folder: Path, found: Postings, k1: float, b: float) -> None:
+    """The scores of all postings, and the numbers of their texts."""
+    n, average = found.texts, found.length / found.texts
+    idf = np.array([math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in found.often.tolist()], np.float32)
+    with files.growing(folder / f"data{ENDING}") as data, files.growing(folder / f"indices{ENDING}") as indices:
+        for file, kind in ((data, "<f4"), (indices, "<i4")):
+            about = {"descr": kind, "fortran_order": False, "shape": (int(found.often.sum()),)}
+            np.lib.format.write_array_header_1_0(file, about)
+        for part in found.parts():
+            times = part["times"].astype(np.float32)
+            frequency = times / (k1 * ((1 - b) + b * part["length"] / average) + times)
+            data.write((idf[part["word"]] * frequency).astype("<f4").tobytes())
+            indices.write(part["text"].astype("<i4").tobytes())
 
 
 def load(folder: Path) -> Any:

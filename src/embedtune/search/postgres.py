@@ -54,8 +54,7 @@ class Table:
     def add(self, records: Iterable[Record], *, update: bool = False) -> Table:
         """Embed and add records; with `update` those whose ids are there replace them, else such an id is an error."""
         with self._changing() as (connection, about):
-            fresh: set[str] = set()
-            new = checked(records, lambda ids: tables.known(connection, self.name, ids), fresh, self.place, update)
+            new = checked(records, lambda ids: tables.known(connection, self.name, ids), self.place, update)
             changed = _fill(connection, self.name, about, self.encoder, new, update)
             if changed != about:
                 tables.describe(connection, self.name, changed)
@@ -210,7 +209,7 @@ def create(
             about = About(kept, identity(model), encoder.dimension, dtype, precision, _similarity(encoder), ann)
             tables.check_size(about)
             made = tables.new(connection, name, about)
-            new = checked(records, lambda ids: (), set(), name, False)
+            new = checked(records, lambda ids: (), name, False)
             about = _fill(connection, made, about, encoder, new, False)
             tables.finish(connection, made, name, about)
     return Table(address, name, about, encoder)

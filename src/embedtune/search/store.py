@@ -161,6 +161,17 @@ def _open_segment(path: Path, manifest: Manifest) -> Segment:
     return Segment(vectors, table, codes, _loaded(path / "ranges.npy"))
 
 
+def column(path: Path, name: str) -> Iterator[list[str]]:
+    """One of ROWS of a segment, a block at a time; pages of a mapped file would stay in memory once they are read."""
+    import pyarrow as pa
+
+    options = pa.ipc.IpcReadOptions(included_fields=[ROWS.index(name)])
+    with pa.OSFile(str(path / "rows.arrow")) as file:
+        reader = pa.ipc.open_file(file, options=options)
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number).column(0).to_pylist()
+
+
 def _loaded(path: Path) -> np.ndarray:
     found = np.load(path, allow_pickle=False)
     if not isinstance(found, np.ndarray):  # a zip file is read as several arrays

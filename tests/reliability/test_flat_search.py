@@ -1,0 +1,109 @@
+"""Ten times the rows, and the same memory: `embed`, an index, and what `judge` keeps of a query."""
+
+import json
+import shutil
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from embedtune.data.retrieval import RetrievalSet
+from embedtune.judge.retrieval import score_vectors
+from embedtune.search import lexical, postings
+from embedtune.search.contract import checked
+from embedtune.search.rows import Record
+from reliability import ledger
+from reliability.peak import SHARE, SLACK, lines, peak
+
+pytestmark = pytest.mark.target("B4")
+pytest.importorskip("bm25s")
+FEW = 10**5
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model, tmp_path_factory):
+    """A folder with a model that reads eight tokens of a text, for vectors do not matter here."""
+    folder = tmp_path_factory.mktemp("flat")
+    shutil.copytree(tiny_model("minilm"), folder / "model")
+    about = folder / "model" / "tokenizer_config.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"model_max_length": 8}))
+    return folder
+
+
+def held(work) -> int:
+    """The most bytes that Python and numpy hold at once during `work`, which has been done once before."""
+    work()
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_the_scores_of_words_are_made_a_part_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(postings, "BLOCK", 1 << 16)
+    monkeypatch.setattr(postings, "PART", 1 << 12)
+    texts = list(lines(30_000))
+    few, many = (held(lambda n=n: lexical.build(tmp_path / str(n), texts[:n])) for n in (3_000, 30_000))
+    assert many <= 1.1 * few + 300_000, (few, many)  # held whole they are 16 MB more
+    ledger.remark(f"B4: scores by words: {few / 1e6:.1f} MB for 3,000 texts, {many / 1e6:.1f} for 30,000")
+
+
+def test_ids_are_not_kept_as_texts():
+    def work(count):
+        for _ in checked((Record(f"document-{i}", "", {}) for i in range(count)), lambda ids: (), "idx", False):
+            pass
+
+    few, many = (held(lambda n=n: work(n)) for n in (10_000, 100_000))
+    assert many - few <= 90_000 * 50, (few, many)  # 16 bytes each, twice while runs are merged; as texts 110
+
+
+def test_what_a_judge_keeps_of_a_query_is_numbers():
+    def work(count):
+        draw = np.random.default_rng(0)
+        corpus = {f"d{i}": "" for i in range(50)}
+        qrels = {f"q{i}": {"d1": 1} for i in range(count)}
+        data = RetrievalSet("d", dict.fromkeys(qrels, ""), corpus, qrels)
+        vectors = draw.standard_normal((count, 8), np.float32), draw.standard_normal((50, 8), np.float32)
+        tracemalloc.start()
+        report = score_vectors(*vectors, data, ["nDCG@10"])
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return kept, report
+
+    work(10)
+    (few, _), (many, report) = work(200), work(2_000)
+    assert len(report.found) == 2_000 and many - few <= 1_800 * 150, (few, many)  # as tuples ten times as much
+
+
+def asked_for(folder, command, count):
+    """What is measured, on so many rows."""
+    match command:
+        case "embed":
+            return ["embed", f"{count}.txt", "--model", "model", "--out", f"{count}.parquet"]
+        case "index":
+            return ["search", "index", f"{count}.txt", "--model", "model", "--out", f"idx-{count}"]
+        case "delete":
+            return ["search", "delete", f"idx-{count}", "77", "78"]
+        case "add" | "update":
+            rows = [{"id": str(5 * i) if command == "update" else f"n{i}", "text": t}
+                    for i, t in enumerate(lines(2_000, seed=2), 1)]  # fmt: skip
+            (folder / f"{command}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+            return ["search", command, f"idx-{count}", f"{command}.jsonl"]
+    raise ValueError(command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["embed", "index", "delete", "add", "update"])
+def test_ten_times_the_rows_take_the_same_memory(folder, command):
+    found = []
+    for count in (FEW, 10 * FEW):
+        if not (path := folder / f"{count}.txt").exists():
+            path.write_text("".join(f"{text}\n" for text in lines(count)))
+        if command not in ("embed", "index") and not (folder / f"idx-{count}").exists():
+            peak(asked_for(folder, "index", count), folder)
+        found.append(peak(asked_for(folder, command, count), folder))
+        ledger.count()
+    few, many = found
+    ledger.remark(f"B4: {command}: {few:,.0f} MB for {FEW:,} rows, {many:,.0f} for {10 * FEW:,}")
+    assert many <= SHARE * few + SLACK, found
