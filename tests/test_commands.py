@@ -423,13 +423,16 @@ def test_refine_merge(call, tmp_path):
     [
         "refine erase nosuch --data x --concept c --out o", "refine reduce nosuch --data x --to 8 --out o",
         "refine length nosuch --data x", "refine certify nosuch --data x --out o", "refine bias nosuch",
-        "judge nosuch --data x", "embed nosuch x --out v.npy",
+        "judge nosuch --data x", "embed nosuch x --out v.npy", "predict nosuch x", "data mine x --out o",
+        "fit mlm nosuch --out o", "fit contrastive nosuch --out o", "run nosuch --out o",
     ],
 )  # fmt: skip
-def test_commands_that_only_embed_keep_few_compiled_shapes(words, tmp_path, monkeypatch, capsys):
+def test_commands_keep_few_compiled_shapes(words, tmp_path, monkeypatch, capsys):
     """Else memory grows with the data; they ask for it before anything else."""
     monkeypatch.chdir(tmp_path)
-    for name in products.FEW_SHAPES:
+    for name in products.few_shapes():
         monkeypatch.delenv(name, raising=False)
     assert cli.run(words.split()) == 2
-    assert {name: os.environ[name] for name in products.FEW_SHAPES} == products.FEW_SHAPES
+    trains = words.startswith(("fit", "run"))
+    wanted = products.few_shapes(products.TRAINING if trains else products.ENCODING)
+    assert {name: os.environ[name] for name in wanted} == wanted

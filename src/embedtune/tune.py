@@ -96,8 +96,10 @@ def _take(out: Path, resume: bool, discard: bool, force: bool) -> bool:
 def _run(recipe: Any, out: Path, resume: bool, existed: bool, profile: bool, listener: Any) -> None:
     """Train; a mistake found before anything was learned leaves nothing behind."""
     from embedtune.encoder.device import pick_device, repeatable
+    from embedtune.encoder.products import TRAINING, bound_memory
     from embedtune.fit import ranks
 
+    bound_memory(TRAINING)
     home, first = running(out), ranks.world()[0] == 0
     try:
         with files.disk_errors(home), files.locked(home) if first else nullcontext(), repeatable(pick_device()):

@@ -130,8 +130,10 @@ def _makers(command: Augment, how: Augmenting, bill: Bill, talk: Talk) -> dict[s
         makers |= _by_models(command, how, bill, talk)
     if command.guard:
         from embedtune.encoder.encode import open_encoder
+        from embedtune.encoder.products import bound_memory
         from embedtune.enrich.rewrite import guarded
 
+        bound_memory()
         encoder = open_encoder(command.guard_model, note=talk.note)
         makers = {kind: guarded(make, encoder, command.guard_least) for kind, make in makers.items()}
     return makers

@@ -39,8 +39,10 @@ def predict(command: Predict, talk: Talk) -> Output:
     from embedtune.data.read import Counts
     from embedtune.encoder import heads, load
     from embedtune.encoder.predict import predict as run
+    from embedtune.encoder.products import bound_memory
     from embedtune.enrich.write import write_rows
 
+    bound_memory()
     if not command.model:
         raise UserError("name the folder of a model", fix="embedtune predict MODEL FILE")
     if command.top < 1:

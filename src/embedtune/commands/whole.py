@@ -22,8 +22,10 @@ class Whole:
 
 def whole(command: Whole, talk: Talk) -> Output:
     """Run it all; the exit code is 3 where the verdict is REGRESSION."""
+    from embedtune.encoder.products import TRAINING, bound_memory
     from embedtune.run import run
 
+    bound_memory(TRAINING)
     place = command.place
     ended = run(command.recipe, place.out, resume=place.resume, discard=place.discard, force=place.force,
                 listener=talk.listener())  # fmt: skip

@@ -23,7 +23,7 @@ import numpy as np
 
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Role
-from embedtune.encoder.products import FEW_SHAPES
+from embedtune.encoder.products import few_shapes
 from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Compute, Given, NotFinite
 from embedtune.serve.model import Served, open_served
@@ -77,7 +77,7 @@ def open_remote(name: str, precision: Precision, batch_tokens: int) -> Remote:
     ours, theirs = Pipe()
     words = [sys.executable, "-c", MAIN, str(theirs.fileno()), name, precision, str(batch_tokens)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=2, pass_fds=[theirs.fileno()],
-                               env={**FEW_SHAPES, **os.environ})  # fmt: skip
+                               env={**few_shapes(), **os.environ})  # fmt: skip
     theirs.close()
     try:
         facts = json.loads(ours.recv_bytes())
