@@ -24,7 +24,7 @@ from typing import Any
 
 from contrastive import lines
 from mlm import forget_peak, peak_mb
-from steps import model_folder, told
+from steps import as_the_command, engine_run, model_folder, told
 
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
@@ -44,25 +44,16 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 
 def embedtune(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The engine's own steps, with its log, without scoring and checkpoints."""
-    from embedtune.encoder.load import quiet
-    from embedtune.fit.derive import resolve
-    from embedtune.fit.engine import Listener, Run, total_steps
     from embedtune.fit.objectives.classify import prepare_classify
-    from embedtune.fit.optimizer import Optimizer
     from embedtune.recipes import Classify, Loop
 
-    quiet()
+    as_the_command()
     loop = Loop(batch=args.batch, lr=LR, max_steps=args.steps, epochs=1000, measure="dev_loss")
     dev = [{"text": f"a text {n}", "label": n % 2} for n in range(10)]
     ready = prepare_classify(
         Classify(train=rows, dev=dev, model=args.model, max_length=MAX_LENGTH, loop=loop), work, lambda text: None
     )
-    objective = ready.objective
-    loop = resolve(loop, objective, ready.max_length, LR)
-    compute = objective.body if loop.precision == "bf16" else None
-    optimizer = Optimizer(objective.model, objective.head, loop.weight_decay, compute)
-    total = total_steps(loop, objective.size, 0)
-    run = Run(objective, loop, optimizer, lambda step: {}, work, lambda: None, Listener(), total)
+    run = engine_run(ready, work)
     stamps, losses = [], []
     forget_peak()
     run.clock = time.monotonic()
@@ -71,7 +62,7 @@ def embedtune(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) 
         run._step()
         stamps.append(time.perf_counter())
         losses.append(run.state.loss_sum - before)
-    return {"stamps": stamps, "losses": losses, "precision": loop.precision}
+    return {"stamps": stamps, "losses": losses, "precision": run.loop.precision}
 
 
 def trainer(rows: list[dict[str, Any]], args: argparse.Namespace, work: Path) -> dict[str, Any]:

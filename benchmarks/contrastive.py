@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm import forget_peak, lines_of, peak_mb
-from steps import engine_run, model_folder, told
+from steps import as_the_command, engine_run, model_folder, told
 
 SYSTEMS = {
     "embedtune": "embedtune, defaults",
@@ -59,11 +59,10 @@ def pairs_of(kind: str, count: int) -> list[dict[str, str]]:
 
 def embedtune(pairs: list[dict[str, str]], args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """The engine's own steps, with its log, without scoring and checkpoints."""
-    from embedtune.encoder.load import quiet
     from embedtune.fit.objectives.contrastive import prepare_contrastive
     from embedtune.recipes import Contrastive, Loop
 
-    quiet()
+    as_the_command()
     loop = Loop(
         batch=args.batch, lr=LR, max_steps=args.steps, epochs=1000, measure="dev_loss", max_tokens=args.max_tokens
     )

@@ -155,6 +155,9 @@ def ours(work: Path, args: argparse.Namespace) -> tuple[Any, Any]:
 
 def embedtune(work: Path, args: argparse.Namespace) -> dict[str, Any]:
     """(a): the engine's own steps, with its log, without scoring and checkpoints."""
+    from steps import as_the_command
+
+    as_the_command()
     ready, run = ours(work, args)
     objective, stamps, counts = ready.objective, [], []
     forget_peak()

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from steps import MASKED, SHAPES, Step, engine_run, model_folder, our_step, stock_mlm, told
+from steps import MASKED, SHAPES, Step, as_the_command, engine_run, model_folder, our_step, stock_mlm, told
 
 SYSTEMS = {
     "embedtune": "padding-free, local attention in blocks or masked, bf16 where the hardware has it",
@@ -51,6 +51,8 @@ def training(args: argparse.Namespace, texts: list[str], batch: int, home: Path)
     from embedtune.fit.objectives.prepare import prepare_mlm
     from embedtune.recipes import MLM, Loop
 
+    if args.one == "embedtune":
+        as_the_command()
     quiet()
     recipe = MLM(train=texts, dev=texts[:2], model=args.model, max_length=args.length, mask_rate=MASKED,
                  loop=Loop(batch=batch, max_steps=args.steps + 1, epochs=1000))  # fmt: skip

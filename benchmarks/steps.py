@@ -69,6 +69,15 @@ def told(rounds: Sequence[dict[str, dict[str, Any]]], system: str, rate: str, un
 # ---------------------------------------------------------------- steps
 
 
+def as_the_command() -> None:
+    """What `embedtune fit` does before all else: libraries are quiet, and few compiled shapes are kept."""
+    from embedtune.encoder.load import quiet
+    from embedtune.encoder.products import TRAINING, bound_memory
+
+    quiet()
+    bound_memory(TRAINING)
+
+
 def engine_run(ready: Any, home: Path) -> Any:
     """The engine's run over a prepared recipe, at the first step; without scoring and checkpoints."""
     from embedtune.fit.derive import resolve
