@@ -28,7 +28,6 @@ COMMANDS = {
     "mlm, a fresh head": f"fit mlm text.txt --model bare --out out {TRAIN}",
     "mlm, on the fly": f"fit mlm text.txt --model model --on-the-fly True --out out {TRAIN}",
     "mine": "data mine pairs.jsonl --corpus text.txt --model bare --out mined.jsonl --force",
-    "run": "run text.txt --model bare --out out --max-steps 6 --batch 16 --eval-steps 3 --force --discard",
 }
 
 

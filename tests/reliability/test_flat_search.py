@@ -80,7 +80,7 @@ def asked_for(folder, command, count):
     """What is measured, on so many rows."""
     match command:
         case "embed":
-            return ["embed", f"{count}.txt", "--model", "model", "--out", f"{count}.parquet"]
+            return ["embed", "model", f"{count}.txt", "--out", f"{count}.parquet"]
         case "index":
             return ["search", "index", f"{count}.txt", "--model", "model", "--out", f"idx-{count}"]
         case "delete":
@@ -106,4 +106,29 @@ def test_ten_times_the_rows_take_the_same_memory(folder, command):
         ledger.count()
     few, many = found
     ledger.remark(f"B4: {command}: {few:,.0f} MB for {FEW:,} rows, {many:,.0f} for {10 * FEW:,}")
+    assert many <= SHARE * few + SLACK, found
+
+
+def write_beir(folder, documents, queries):
+    """Queries that each have one of the documents, in the files that `judge` reads."""
+    (folder / "qrels").mkdir(parents=True)
+    for name, count, seed in (("corpus", documents, 3), ("queries", queries, 4)):
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for number, text in enumerate(lines(count, seed)):
+                file.write(json.dumps({"_id": f"{name[0]}{number}", "text": text}) + "\n")
+    with (folder / "qrels" / "test.tsv").open("w") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for number in range(queries):
+            file.write(f"q{number}\tc{number % documents}\t1\n")
+
+
+@pytest.mark.slow
+def test_ten_times_the_queries_take_a_judge_the_same_memory(folder):
+    found = []
+    for count in (10**4, 10**5):
+        write_beir(folder / f"beir-{count}", 1_000, count)
+        found.append(peak(["judge", "model", "model", "--data", f"beir-{count}"], folder))
+        ledger.count()
+    few, many = found
+    ledger.remark(f"B4: judge: {few:,.0f} MB for 10,000 queries, {many:,.0f} for 100,000")
     assert many <= SHARE * few + SLACK, found
