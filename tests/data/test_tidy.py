@@ -146,6 +146,8 @@ def test_empty_cells_and_pairs_of_one_text(tmp_path):
 def test_contrary_labels_are_said(tmp_path):
     rows = [{"text": "same", "label": 1}, {"text": "Same", "label": 0}, {"text": "same", "label": 1}]
     assert "1 of the rows dropped have another label" in " ".join(clean(rows, tmp_path / "a.csv").notes)
+    rows = [{"text": "other"}, {"text": "same"}, {"text": "same", "label": 1}, {"text": "other"}]
+    assert "1 of the rows dropped have another label" in " ".join(clean(rows, tmp_path / "b.csv").notes)
 
 
 def test_values_survive_in_csv(tmp_path):
