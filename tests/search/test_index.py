@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import corpus
-from embedtune import cli
+from embedtune import cli, files
 from embedtune.data.read import Counts
 from embedtune.errors import UserError
 from embedtune.nearest import Unit, top_k
@@ -218,6 +218,19 @@ def test_damage_is_noticed(some, name):
         (copy / "index.json").write_text(text)  # the second: no name of a file can be so long
         with pytest.raises(UserError, match="is damaged"):
             Index.load(copy)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(some, monkeypatch):
+    sha256 = files.sha256
+
+    def refused(path):
+        if some.folder in Path(path).parents:
+            raise OSError(5, "Input/output error")
+        return sha256(path)
+
+    monkeypatch.setattr(files, "sha256", refused)
+    with pytest.raises(UserError, match="cannot be read: Input/output error"):
+        Index.load(some.folder)
 
 
 def test_another_model_is_refused(some, tiny_model, tmp_path):

@@ -95,7 +95,7 @@ def judge(command: Judge, talk: Talk) -> Output:
         lines += _remarks(data)
         shown = [r for mine in reports for r in mine if r is mine[0] or r.dim != mine[0].dim]
         lines += _table(shown)
-        entry = {"data": data.name, "exam": exam, "reports": _written(shown, command)}
+        entry = {"data": data.name, "exam": exam, **_written(shown, command)}
         main = measures[0] if data.retrieval else "spearman"
         for encoder, mine in zip(encoders[1:], reports[1:], strict=True):
             changes = {
@@ -136,9 +136,9 @@ def _reports(encoder: Any, data: Any, measures: Sequence[str], command: Judge) -
     return judge_similarity(encoder, data.scored, data.name, dims=dims)
 
 
-def _written(reports: Sequence[Any], command: Judge) -> list[dict[str, Any]]:
-    """The reports with every query's values, which take much room as lists: only where somebody reads them."""
-    return [report.as_dict() for report in reports] if command.out or command.json else []
+def _written(reports: Sequence[Any], command: Judge) -> dict[str, Any]:
+    """The reports with every query's values, which take much room as lists: only for --out and --json."""
+    return {"reports": [report.as_dict() for report in reports]} if command.out or command.json else {}
 
 
 def _remarks(data: Any) -> list[str]:

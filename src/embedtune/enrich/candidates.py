@@ -66,8 +66,9 @@ class Vectors:
     def __getitem__(self, rows: Any) -> np.ndarray:
         width = self.shape[1]
         if isinstance(rows, slice):
-            first, last, _ = rows.indices(self.shape[0])
-            found = np.fromfile(self.path, np.float32, (last - first) * width, offset=4 * first * width)
+            first, last, step = rows.indices(self.shape[0])
+            assert step == 1
+            found = np.fromfile(self.path, np.float32, max(0, last - first) * width, offset=4 * first * width)
             return found.reshape(-1, width)
         parts = []
         with open(self.path, "rb", buffering=0) as file:

@@ -1,7 +1,7 @@
 """Hard negatives: texts that a model finds near an anchor though they are not its positives.
 
 Exact, and in blocks: the corpus and its vectors lie on disk, and a matrix of all anchors by all texts never exists.
-Memory is bounded by the pairs.
+In memory stand the pairs, and 16 bytes for each text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ids as hashes of 16 bytes, which is all that stays of them in memory; two are taken for one once in 2^128 pairs."""
+"""Ids as hashes of 16 bytes, so that their texts need not stay in memory; two are taken for one once in 2^128 pairs."""
 
 from __future__ import annotations
 

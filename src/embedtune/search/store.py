@@ -119,12 +119,7 @@ def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.n
     """The segments, checked against their sums, and the numbers of deleted rows: (deleted,) int64, ascending."""
     from pyarrow.lib import ArrowException
 
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
-        if path.stat().st_size != entry.get("bytes") or files.sha256(path) != entry.get("sha256"):
-            raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
+    _check_sums(folder, manifest)
     try:
         segments = [_open_segment(folder / name, manifest) for name in manifest.segments]
         deleted = _loaded(folder / manifest.deleted) if manifest.deleted else np.zeros(0, np.int64)
@@ -133,6 +128,21 @@ def open_segments(folder: Path, manifest: Manifest) -> tuple[list[Segment], np.n
         what = f"is damaged ({(str(error).splitlines() or [''])[0][:200]})"
         raise UserError(what, where=str(folder), fix=REBUILD) from error
     return segments, deleted
+
+
+def _check_sums(folder: Path, manifest: Manifest) -> None:
+    """UserError where a file is not what it was; one that cannot be read is another thing than one that is damaged."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{name} is missing", where=str(folder), fix=REBUILD)
+        try:
+            same = path.stat().st_size == entry.get("bytes") and files.sha256(path) == entry.get("sha256")
+        except OSError as error:
+            what = f"cannot be read: {error.strerror or error}"
+            raise UserError(what, where=str(path), fix="make the file readable") from error
+        if not same:
+            raise UserError(f"{name} is damaged: it does not match its sha256", where=str(folder), fix=REBUILD)
 
 
 def _check_rows(segments: list[Segment], deleted: np.ndarray, manifest: Manifest) -> None:
