@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import uvloop
+
 from contrastive import DATA
 
 MAIN = "from embedtune.cli import main; main()"
@@ -210,7 +212,7 @@ def main() -> None:
         os.sched_setaffinity(0, os.sched_getaffinity(0) - {int(core) for core in args.cores.split(",")})
     try:
         wait_until_ready(port)
-        asyncio.run(measure(port, server.pid, args))
+        uvloop.run(measure(port, server.pid, args))  # the askers take half the time that they take without
     finally:
         server.terminate()
         server.wait(30)

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from embedtune.serve.schemas import error_body
@@ -19,7 +20,7 @@ MOST = 2**16  # bytes of a request that is looked at
 NAME = re.compile(rb"[a-z0-9-]+")
 TARGET, VALUE = re.compile(rb"[!-~]+"), re.compile(rb"[\t -~\x80-\xff]*")  # to parsers a lone line feed may end a line
 ODD = {b"transfer-encoding", b"expect", b"upgrade"}
-FULL = "the queue is full, try again in {:.0f} s"
+FULL = "the queue is full, try again in {} s"
 
 
 class Whole(NamedTuple):
@@ -63,16 +64,17 @@ def refusing(busy: Callable[[str, int], float | None], key: str | None) -> Calla
         if wanted is not None and not hmac.compare_digest(request.fields.get(b"authorization", b""), wanted):
             return None
         seconds = busy(request.path, int(request.fields[b"content-length"]))
-        return None if seconds is None else response(seconds)
+        return None if seconds is None else response(math.ceil(seconds))
 
     return refused
 
 
-def response(seconds: float) -> bytes:
-    """A whole answer with status 429."""
+@lru_cache(64)
+def response(seconds: int) -> bytes:
+    """A whole answer with status 429; thousands a second are the same."""
     body = json.dumps(error_body(FULL.format(seconds), "rate_limit_error")).encode()
     head = (
         "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nretry-after: {math.ceil(seconds)}\r\n\r\n"
+        f"content-length: {len(body)}\r\nretry-after: {seconds}\r\n\r\n"
     )
     return head.encode() + body
