@@ -64,22 +64,22 @@ def test_what_is_refused_at_once():
 
     request = quick.Whole("/full", {b"content-length": b"14", b"authorization": b"Bearer k"})
     refused = quick.refusing(busy, "k")
-    assert refused(request) == quick.response(3.2) and refused(request._replace(path="/free")) is None
+    assert refused(request) == quick.response(4) and refused(request._replace(path="/free")) is None
     for key in (b"Bearer kk", b"Bearer x", b"Bearer ", b"k", b"Basic k"):
         assert refused(request._replace(fields={**request.fields, b"authorization": key})) is None
     assert refused(quick.Whole("/full", {b"content-length": b"14"})) is None
     assert asked == [("/full", 14), ("/free", 14)], "who has no key is not counted"
-    assert quick.refusing(busy, None)(quick.Whole("/full", {b"content-length": b"0"})) == quick.response(3.2)
+    assert quick.refusing(busy, None)(quick.Whole("/full", {b"content-length": b"0"})) == quick.response(4)
 
 
 def test_a_refusal():
-    head, _, body = quick.response(2.1).partition(b"\r\n\r\n")
+    head, _, body = quick.response(3).partition(b"\r\n\r\n")
     assert head.split(b"\r\n") == [
         b"HTTP/1.1 429 Too Many Requests", b"content-type: application/json", b"content-length: %d" % len(body),
         b"retry-after: 3",
     ]  # fmt: skip
     error = json.loads(body)["error"]
-    assert error["message"] == "the queue is full, try again in 2 s" and error["type"] == "rate_limit_error"
+    assert error["message"] == "the queue is full, try again in 3 s" and error["type"] == "rate_limit_error"
 
 
 class Full:

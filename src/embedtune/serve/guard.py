@@ -67,8 +67,9 @@ class Guard:
         except TimeoutError:
             return await refuse(send, 408, f"the body did not come within {BODY_SECONDS} seconds")
         if seconds is not None:
-            given = [(b"retry-after", str(math.ceil(seconds)).encode())]
-            return await refuse(send, 429, FULL.format(seconds), given, body is not None)
+            later = math.ceil(seconds)
+            given = [(b"retry-after", b"%d" % later)]
+            return await refuse(send, 429, FULL.format(later), given, body is not None)
         if body is None:
             return await refuse(send, 413, f"the body is larger than {self.most_bytes:,} bytes")
         if too_deep(body):
