@@ -38,5 +38,5 @@ def test_a_port_in_use_and_a_model_that_is_not_there(tiny_model, capsys):
 
 def test_the_limits_of_the_command_are_those_of_the_queue():
     asked, limits = Serve("model"), Limits()
-    assert (asked.batch_tokens, asked.queue_seconds, asked.queue_items) == (4096, 2.0, 8192)
-    assert (limits.batch_tokens, limits.queue_seconds, limits.queue_items) == (4096, 2.0, 8192)
+    assert (asked.batch_tokens, asked.queue_seconds, asked.queue_items) == (6144, 2.0, 8192)
+    assert (limits.batch_tokens, limits.queue_seconds, limits.queue_items) == (6144, 2.0, 8192)

@@ -39,7 +39,7 @@ class Serve:
     # Arithmetic of the model (derived: bf16 where the hardware has it).
     precision: recipes.Precision | None = None
     # Tokens that are computed at once.
-    batch_tokens: int = 4096
+    batch_tokens: int = 6144
     # What would be answered later than in so many seconds is refused at once (429); two batches may always wait.
     queue_seconds: float = 2.0
     # Texts that may wait at most.

@@ -72,7 +72,7 @@ class BadIds(Exception):
 class Limits:
     """How much may wait, and how much is computed at once."""
 
-    batch_tokens: int = 4096
+    batch_tokens: int = 6144
     queue_seconds: float = 2.0  # what would be answered later than this is not let in, but two batches may always wait
     queue_items: int = 8192
     max_length: int = 512
