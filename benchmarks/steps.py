@@ -72,7 +72,7 @@ def told(rounds: Sequence[dict[str, dict[str, Any]]], system: str, rate: str, un
 def as_the_command() -> None:
     """What `embedtune fit` does before all else: libraries are quiet, and few compiled shapes are kept."""
     from embedtune.encoder.load import quiet
-    from embedtune.encoder.products import TRAINING, bound_memory
+    from embedtune.encoder.shapes import TRAINING, bound_memory
 
     quiet()
     bound_memory(TRAINING)

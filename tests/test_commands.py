@@ -16,7 +16,7 @@ from conftest import corpus
 from embedtune import cli, files, plots
 from embedtune.data.pairs import read_pairs, read_scored
 from embedtune.data.retrieval import from_pairs, read_beir
-from embedtune.encoder import products
+from embedtune.encoder import shapes
 from embedtune.encoder.encode import open_encoder
 from embedtune.judge import compare, drift
 from embedtune.judge.retrieval import judge_retrieval
@@ -430,9 +430,9 @@ def test_refine_merge(call, tmp_path):
 def test_commands_keep_few_compiled_shapes(words, tmp_path, monkeypatch, capsys):
     """Else memory grows with the data; they ask for it before anything else."""
     monkeypatch.chdir(tmp_path)
-    for name in products.few_shapes():
+    for name in shapes.few_shapes():
         monkeypatch.delenv(name, raising=False)
     assert cli.run(words.split()) == 2
     trains = words.startswith(("fit", "run"))
-    wanted = products.few_shapes(products.TRAINING if trains else products.ENCODING)
+    wanted = shapes.few_shapes(shapes.TRAINING if trains else shapes.ENCODING)
     assert {name: os.environ[name] for name in wanted} == wanted

@@ -96,7 +96,7 @@ def _take(out: Path, resume: bool, discard: bool, force: bool) -> bool:
 def _run(recipe: Any, out: Path, resume: bool, existed: bool, profile: bool, listener: Any) -> None:
     """Train; a mistake found before anything was learned leaves nothing behind."""
     from embedtune.encoder.device import pick_device, repeatable
-    from embedtune.encoder.products import TRAINING, bound_memory
+    from embedtune.encoder.shapes import TRAINING, bound_memory
     from embedtune.fit import ranks
 
     bound_memory(TRAINING)

@@ -12,7 +12,7 @@ from sentence_transformers.util.quantization import quantize_embeddings
 
 from conftest import corpus
 from embedtune import cli
-from embedtune.encoder import products
+from embedtune.encoder import shapes
 from embedtune.search import bulk
 from embedtune.search.quantise import restored
 
@@ -70,10 +70,10 @@ def test_the_fast_arithmetic_where_the_hardware_has_it(place, monkeypatch, hardw
 
 
 def test_few_compiled_shapes_are_kept_so_that_memory_does_not_grow(place, monkeypatch):
-    for name in products.few_shapes():
+    for name in shapes.few_shapes():
         monkeypatch.delenv(name, raising=False)
     run("text.txt", "--out", "v.npy")
-    assert {name: os.environ[name] for name in products.few_shapes()} == products.few_shapes()
+    assert {name: os.environ[name] for name in shapes.few_shapes()} == shapes.few_shapes()
 
 
 def test_types_of_numbers(place):

@@ -130,7 +130,7 @@ def _makers(command: Augment, how: Augmenting, bill: Bill, talk: Talk) -> dict[s
         makers |= _by_models(command, how, bill, talk)
     if command.guard:
         from embedtune.encoder.encode import open_encoder
-        from embedtune.encoder.products import bound_memory
+        from embedtune.encoder.shapes import bound_memory
         from embedtune.enrich.rewrite import guarded
 
         bound_memory()

@@ -48,7 +48,7 @@ class Bias:
 def bias(command: Bias, talk: Talk) -> Output:
     """Read what is asked for, then embed and measure model by model."""
     from embedtune.encoder.encode import open_encoder
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.judge.bias import differences, judge_bias, limits
 
     bound_memory()

@@ -275,7 +275,7 @@ def mine(command: Mine, talk: Talk) -> Output:
     from embedtune.data.pairs import read_pairs
     from embedtune.data.read import Counts
     from embedtune.encoder.encode import open_encoder
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.enrich.mine import Mining, write_mined
     from embedtune.enrich.mine import mine as look
     from embedtune.fit.prepared import rows_lost

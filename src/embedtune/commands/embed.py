@@ -72,7 +72,7 @@ def embed(command: Embed, talk: Talk) -> Output:
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts
     from embedtune.encoder.encode import identity, open_encoder, usual_precision
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.search import bulk, spread
     from embedtune.search.rows import read_records
 

@@ -63,7 +63,7 @@ def judge(command: Judge, talk: Talk) -> Output:
     """Embed, measure, compare."""
     from embedtune.data.columns import parse_columns
     from embedtune.encoder.encode import open_encoder
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.judge import compare
     from embedtune.judge import measures as m
     from embedtune.parts import open_judged

@@ -39,7 +39,7 @@ def predict(command: Predict, talk: Talk) -> Output:
     from embedtune.data.read import Counts
     from embedtune.encoder import heads, load
     from embedtune.encoder.predict import predict as run
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.enrich.write import write_rows
 
     bound_memory()

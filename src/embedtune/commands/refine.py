@@ -164,7 +164,7 @@ def merge(command: Merge, talk: Talk) -> Output:
 
 def erase(command: Erase, talk: Talk) -> Output:
     """Write the model without the concepts, or the folder of an oracle."""
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.refine.erase import Erasure, Texts
     from embedtune.refine.erase import erase as erase_concepts
 
@@ -186,7 +186,7 @@ def erase(command: Erase, talk: Talk) -> Output:
 
 def reduce(command: Reduce, talk: Talk) -> Output:
     """Write the smaller model."""
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.refine.erase import Texts
     from embedtune.refine.reduce import reduce as reduce_dimensions
 
@@ -207,7 +207,7 @@ def length(command: Length, talk: Talk) -> Output:
     if command.out is not None:
         shared = {f.name: getattr(command, f.name) for f in fields(Erase) if hasattr(command, f.name)}
         return erase(Erase(**shared, also="length"), talk)
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.refine.measure import measure_length
 
     bound_memory()
@@ -219,7 +219,7 @@ def length(command: Length, talk: Talk) -> Output:
 
 def certify(command: Certify, talk: Talk) -> Output:
     """Probe, compare, and add the certificate to a folder."""
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.parts import open_judged
     from embedtune.refine import certify as work
 

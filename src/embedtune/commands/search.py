@@ -281,7 +281,7 @@ def _records(command: Any) -> tuple[Iterator[Any], Left]:
     """The rows of the data, and what says afterwards how many were left out."""
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts
-    from embedtune.encoder.products import bound_memory
+    from embedtune.encoder.shapes import bound_memory
     from embedtune.search.rows import read_records
 
     bound_memory()

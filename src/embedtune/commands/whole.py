@@ -22,7 +22,7 @@ class Whole:
 
 def whole(command: Whole, talk: Talk) -> Output:
     """Run it all; the exit code is 3 where the verdict is REGRESSION."""
-    from embedtune.encoder.products import TRAINING, bound_memory
+    from embedtune.encoder.shapes import TRAINING, bound_memory
     from embedtune.run import run
 
     bound_memory(TRAINING)

@@ -20,7 +20,7 @@ from typing import Any
 from embedtune.encoder.embed import WINDOW, Embedded
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import HOSTED, Encoder, Role, identity, open_encoder, stream
-from embedtune.encoder.products import bound_memory
+from embedtune.encoder.shapes import bound_memory
 from embedtune.errors import UserError
 
 FIX = "pip install 'embedtune[ray]'"

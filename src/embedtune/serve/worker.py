@@ -23,7 +23,7 @@ import numpy as np
 
 from embedtune.encoder.embedder import Precision
 from embedtune.encoder.encode import Role
-from embedtune.encoder.products import few_shapes
+from embedtune.encoder.shapes import few_shapes
 from embedtune.errors import UserError
 from embedtune.serve.batcher import Answer, BadIds, Compute, Given, NotFinite
 from embedtune.serve.model import Served, open_served
