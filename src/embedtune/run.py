@@ -77,7 +77,7 @@ def _story(recipe: Run, home: Path, out: Path, listener: Any) -> Ended:
     if kind in parts_labels.TASKS:
         found, tell = parts_labels.divide_labels(recipe, kind, listener.note), run_labels.tell_labels
     else:
-        found, tell = parts.divide(recipe, listener.note), run_pairs.tell_pairs
+        found, tell = parts.divide(recipe, listener.note, home), run_pairs.tell_pairs
     _same_as_before(home, {"recipe": schema.to_toml(recipe), "data": found.sha256})
     for line in found.remarks:
         listener.note(line)

@@ -58,8 +58,9 @@ def _adapt(recipe: Run, base: str, found: Any, home: Path, listener: Any) -> tup
         return base, None
     if not adapted.is_dir():
         text = home / "text.txt"
-        lines = [line for document in found.text for line in (*document, "")]
-        files.write_text(text, "\n".join(lines).rstrip("\n") + "\n")
+        with files.growing(text) as file:
+            for number, paragraphs in enumerate(found.text):
+                file.write(("\n" * (number > 0) + "\n".join(paragraphs) + "\n").encode())
         loop = dataclasses.replace(recipe.loop, lr=None, batch=None, measure=None)
         mlm = MLM(train=str(text), model=base, loop=loop)
         tune.finetune(mlm, adapted, resume=tune.running(adapted).is_dir(), listener=listener)

@@ -207,7 +207,7 @@ def pairs(command: Pairs, talk: Talk) -> Output:
     from embedtune.data.columns import parse_columns
     from embedtune.data.read import Counts, read_texts
     from embedtune.enrich.documents import documents
-    from embedtune.enrich.spans import pairs_of, write_pairs
+    from embedtune.enrich.spans import once, pairs_of, write_pairs
 
     refuse_existing(command.out, command.force)
     if "labels" in command.generators:
@@ -220,7 +220,7 @@ def pairs(command: Pairs, talk: Talk) -> Output:
     if "questions" in command.generators:
         many, lines = _questions(command, found, made, talk)
     else:
-        grown = pairs_of(found, command.generators, command.per_document, command.seed, command.min_words,
+        grown = pairs_of(once(found, made), command.generators, command.per_document, command.seed, command.min_words,
                          command.max_words, made)  # fmt: skip
         many = write_pairs(Path(command.out), grown, made)
     lines = [f"{command.out}: {many:,} pairs from {read.used:,} rows", *lines, *_refusals(made), *read.notes]

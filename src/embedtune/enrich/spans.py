@@ -167,9 +167,21 @@ def make_pairs(
     lines: Lines = "auto",
     counts: Counts | None = None,
 ) -> Iterator[Grown]:
-    """Stream pairs out of rows of `read_texts`: `pairs_of` their `documents`."""
-    found = documents(rows, lines, counts)
-    return pairs_of(found, generators, per_document, seed, min_words, max_words, counts)
+    """Stream pairs out of rows of `read_texts`: `pairs_of` their `documents`, those that repeat another left out."""
+    tally = counts if counts is not None else Counts()
+    found = once(documents(rows, lines, tally), tally)
+    return pairs_of(found, generators, per_document, seed, min_words, max_words, tally)
+
+
+def once(found: Iterable[Document], counts: Counts) -> Iterator[Document]:
+    """The documents without those that repeat an earlier one, which are counted."""
+    seen: set[int] = set()
+    for document in found:
+        if document.key in seen:
+            _refuse(counts, Refusal("repeated document"), document)
+        else:
+            seen.add(document.key)
+            yield document
 
 
 def pairs_of(
@@ -181,21 +193,16 @@ def pairs_of(
     max_words: int = 180,
     counts: Counts | None = None,
 ) -> Iterator[Grown]:
-    """Stream pairs out of documents: at most `per_document` of each kind from each.
+    """Stream pairs out of distinct documents (`once`): at most `per_document` of each kind from each.
 
     Same documents, same seed: same pairs, whatever order they come in. `counts` gets one row per attempt, and in
-    `rejected` why an attempt gave none; a document that repeats an earlier one is left out and counted once.
+    `rejected` why an attempt gave none.
     Raises UserError for an unknown generator or sizes that no pair can have.
     """
     tally = counts if counts is not None else Counts()
     sizes = Sizes(min_words, max_words)
     _check(generators, per_document, sizes)
-    seen: set[int] = set()
     for document in found:
-        if document.key in seen:
-            _refuse(tally, Refusal("repeated document"), document)
-            continue
-        seen.add(document.key)
         for name in generators:
             yield from _from_document(document, name, per_document, seed, sizes, tally)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from embedtune import keyed, recipes
+from embedtune.data import kept
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import leaks, pair_groups
 from embedtune.data.pairs import Pair, read_pairs
@@ -212,7 +213,7 @@ def held_out(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     return np.isin(groups, place[before < wanted])
 
 
-def bounded(data: RetrievalSet, queries: int, corpus: int, others: Sequence[str], seed: int) -> RetrievalSet:
+def bounded(data: RetrievalSet, queries: int, corpus: int, others: kept.Texts, seed: int) -> RetrievalSet:
     """At most `queries` of the queries, and `corpus` texts to search: the judged ones, the data's, then `others`.
 
     Those of one kind come in keyed order. The data's own come before `others` because hard negatives are among them:
@@ -221,26 +222,27 @@ def bounded(data: RetrievalSet, queries: int, corpus: int, others: Sequence[str]
     names = list(data.qrels)
     chosen = np.sort(np.argsort(keyed.key(seed, HOLD, np.arange(len(names))), kind="stable")[:queries])
     qrels = {names[i]: data.qrels[names[i]] for i in chosen}
-    kept = dict.fromkeys(document for judged in qrels.values() for document in judged)
-    have = {data.corpus[document] for document in kept}
-    own = [(name, text) for name, text in data.corpus.items() if name not in kept]
-    more = [(f"train-{number}", text) for number, text in enumerate(others)]
-    texts = {name: data.corpus[name] for name in kept}
-    for name, text in chain(_shuffled(own, seed), _shuffled(more, seed)):
+    judged = dict.fromkeys(document for each in qrels.values() for document in each)
+    have = {data.corpus[document] for document in judged}
+    texts = {name: data.corpus[name] for name in judged}
+    own = [name for name in data.corpus if name not in judged]
+    for name, text in chain(
+        ((own[number], data.corpus[own[number]]) for number in _shuffled(len(own), seed)),
+        ((f"train-{number}", others[number]) for number in _shuffled(len(others), seed)),
+    ):
         if len(texts) >= corpus:
             break
         if text not in have:
             texts[name] = text
             have.add(text)
-    left = len(data.qrels) - len(qrels)
-    note = f"scored on {len(qrels):,} queries, searching {len(texts):,} texts" + (
-        f"; {left:,} left out" if left else ""
-    )
+    note = f"scored on {len(qrels):,} queries, searching {len(texts):,} texts"
+    if left := len(data.qrels) - len(qrels):
+        note += f"; {left:,} left out"
     return RetrievalSet(data.name, {q: data.queries[q] for q in qrels}, texts, qrels, [*data.remarks, note])
 
 
-def _shuffled(texts: list[tuple[str, str]], seed: int) -> Iterator[tuple[str, str]]:
-    return (texts[i] for i in np.argsort(keyed.key(seed, FILL, np.arange(len(texts))), kind="stable"))
+def _shuffled(count: int, seed: int) -> list[int]:
+    return np.argsort(keyed.key(seed, FILL, np.arange(count)), kind="stable").tolist()
 
 
 def _refuse_leaks(pairs: list[Pair], dev: RetrievalSet, recipe: Contrastive, remarks: list[str]) -> None:
