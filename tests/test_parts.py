@@ -8,7 +8,8 @@ from conftest import corpus
 from embedtune import UserError
 from embedtune.data.clean import text_hash
 from embedtune.data.divide import leaks
-from embedtune.parts import NAMES, PROXIES, TRAIN, divide, open_set
+from embedtune.data.pairs import read_pairs
+from embedtune.parts import NAMES, PROXIES, TRAIN, _distinct, divide, open_set
 from embedtune.recipes import Loop, Run
 
 
@@ -90,6 +91,23 @@ def test_repeated_documents_are_left_out_and_counted(tmp_path):
     parts = divide(Run(data=write(tmp_path / "data.txt", found + found[:30])), lambda note: None)
     assert parts.profile["documents"] == 260
     assert any(remark.startswith("30 documents left out") for remark in parts.remarks)
+
+
+def test_what_is_drawn_to_judge_on_is_said_and_enough_to_search_in(text):
+    parts = divide(Run(data=text, test_rows=25, test_corpus=5), lambda note: None)
+    (said,) = [remark for remark in parts.remarks if "drawn to judge on" in remark and NAMES["next"] in remark]
+    assert "30 of " in said and len(parts.tests[NAMES["next"]].queries) >= 20
+    whole = divide(Run(data=text, test_rows=25, test_corpus=500), lambda note: None)
+    assert not any("drawn to judge on" in remark for remark in whole.remarks)
+
+
+def test_pairs_that_repeat_stand_where_the_last_of_them_stood(tmp_path):
+    given = [{"anchor": f"what is thing {n}", "positive": f"thing {n} is of kind {n * n}"} for n in range(60)]
+    pairs, positives, repeated = _distinct(read_pairs([*given, given[0], given[0]]), tmp_path)
+    assert repeated == 2 and len(pairs) == 60
+    assert [pair.anchor for pair in pairs] == [row["anchor"] for row in [*given[1:], given[0]]]
+    assert pairs[-1].number == 1, "and are the first of them"
+    assert list(positives) == [pair.positive for pair in pairs]
 
 
 def test_text_that_gives_no_proxies_is_refused(tmp_path):

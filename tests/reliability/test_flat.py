@@ -15,11 +15,14 @@ from embedtune.data.shingles import sets_of
 from embedtune.data.split import hold_out
 from embedtune.data.tokens import Tokens
 from embedtune.enrich.candidates import Candidates
+from embedtune.parts import divide
+from embedtune.recipes import Run
 from reliability import ledger
-from reliability.peak import SHARE, SLACK, lines, peak, write_pairs, write_text
+from reliability.peak import DOCUMENT, SHARE, SLACK, lines, peak, write_pairs, write_text
 
 pytestmark = pytest.mark.target("B4")
 TRAIN = "--max-steps 6 --batch 16 --eval-steps 3 --dev-rows 64 --max-tokens 1024 --checkpoint-steps 3 --force --discard"
+RUNS = "--max-steps 6 --batch 16 --eval-steps 3 --max-tokens 1024 --checkpoint-steps 3 --force --discard"
 COMMANDS = {
     "check": "data check text.txt --model model",
     "clean": "data clean text.txt --out cleaned.txt --force",
@@ -28,7 +31,17 @@ COMMANDS = {
     "mlm, a fresh head": f"fit mlm text.txt --model bare --out out {TRAIN}",
     "mlm, on the fly": f"fit mlm text.txt --model model --on-the-fly True --out out {TRAIN}",
     "mine": "data mine pairs.jsonl --corpus text.txt --model bare --out mined.jsonl --force",
+    "run": f"run text.txt --model bare --out out {RUNS}",
+    "run, adapted": f"run text.txt --model model --out out {RUNS}",
 }
+OF_TEXT = ("check", "clean", "clean, exact", "mlm")  # where a gigabyte is read in minutes
+OF_A_LINE = {
+    **COMMANDS,
+    "embed": "embed bare text.txt --out vectors.parquet --force",
+    "index": "search index text.txt --model bare --out index --force",
+}
+GIGABYTE = 13_500_000  # lines
+LINE = 100_000  # bytes; ten times that is a book without a line break
 
 
 def place(folder, tiny_model, rows):
@@ -56,6 +69,7 @@ def places(tiny_model, tmp_path_factory):
 def grown(places, name, fewer, more):
     """MB at the one size and at the other."""
     small, large = (peak(COMMANDS[name].split(), places(rows)) for rows in (fewer, more))
+    ledger.count(2)
     ledger.remark(f"B4: {name}: {small:,.0f} MB at {fewer:,} rows, {large:,.0f} MB at {more:,}")
     return small, large
 
@@ -101,6 +115,19 @@ def test_shingles_and_repeats_keep_28_bytes_a_row(tmp_path):
     assert kept < 40_000 * 28
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_run_keeps_of_a_document_is_numbers(tmp_path):
+    few = {"most_pairs": 100, "test_rows": 20, "test_corpus": 50}
+
+    def work(count):
+        write_text(tmp_path / "text.txt", count)
+        recipe = Run(data=str(tmp_path / "text.txt"), **few)
+        return allocated(lambda: divide(recipe, lambda text: None, tmp_path))[1]
+
+    held = [work(count) for count in (4_000, 12_000)]
+    assert held[1] - held[0] < 8_000 / DOCUMENT * 100, "a document has 8 lines of 79 bytes, and gives ten pairs"
+
+
 def test_the_most_of_a_process_is_its_own(tmp_path):
     """The parent's memory does not count; a command that fails gives no figure."""
     write_text(tmp_path / "text.txt", 500)
@@ -108,6 +135,32 @@ def test_the_most_of_a_process_is_its_own(tmp_path):
     assert 20 < peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path) < ballast.nbytes / 2**20
     with pytest.raises(AssertionError, match="exists already"):
         peak(["data", "clean", "text.txt", "--out", "cleaned.txt"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_TEXT)
+def test_a_gigabyte_takes_the_memory_of_a_tenth_of_it(places, name):
+    sizes = [(places(rows) / "text.txt").stat().st_size for rows in (GIGABYTE // 10, GIGABYTE)]
+    assert sizes[0] > 1e8 and sizes[1] > 1e9
+    small, large = grown(places, name, GIGABYTE // 10, GIGABYTE)
+    assert large <= SHARE * small + SLACK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_A_LINE)
+def test_ten_times_the_longest_line(places, name):
+    found = []
+    for size in (LINE, 10 * LINE):
+        folder = places(10_000)
+        write_text(folder / "text.txt", 10_000)
+        with (folder / "text.txt").open("a", encoding="utf-8") as file:
+            file.write("\n" + " ".join(lines(size // 60, seed=5))[:size] + "\n")
+        found.append(peak(OF_A_LINE[name].split(), folder))
+        ledger.count()
+    ledger.remark(
+        f"B4: {name}: {found[0]:,.0f} MB with a line of {LINE:,} bytes, {found[1]:,.0f} with one of {10 * LINE:,}"
+    )
+    assert found[1] <= SHARE * found[0] + SLACK
 
 
 @pytest.mark.slow
