@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -166,7 +165,11 @@ def _together(words: str, argv: list[str]) -> int:
             for line in output.lines:  # a stream: each line as it comes
                 print(line)
             return output.code
-    print(json.dumps(output.data, indent=2) if as_json else "\n".join(output.lines))
+    if as_json:
+        sys.stdout.writelines(files.json_pieces(output.data))
+        print()
+    else:
+        print("\n".join(output.lines))
     return output.code
 
 

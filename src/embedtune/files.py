@@ -16,6 +16,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -115,6 +116,28 @@ def growing(path: Path) -> Iterator[BinaryIO]:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON (non-finite numbers are refused), atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def json_pieces(value: Any, **how: Any) -> Iterator[str]:
+    """The JSON text of `value`, piece by piece; `how` is for json.JSONEncoder.
+
+    What is no plain value has a method `as_json` that gives its parts, and is asked when it is its turn: so what
+    stands in arrays is never all there as lists.
+    """
+
+    def parts(value: Any) -> Any:
+        if not hasattr(value, "as_json"):
+            raise TypeError(f"{type(value).__name__} is nothing that JSON knows")
+        return value.as_json()
+
+    return json.JSONEncoder(indent=2, default=parts, **how).iterencode(value)
+
+
+def write_json_pieces(path: Path, value: Any) -> None:
+    """Write `value` as `write_json` does, but piece by piece."""
+    with growing(path) as file:
+        pieces = json_pieces(value, ensure_ascii=False, allow_nan=False)
+        file.writelines(piece.encode() for piece in chain(pieces, "\n"))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -1,8 +1,10 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from embedtune import files
 from embedtune.errors import UserError
 from embedtune.judge.report import Ranked, Report, from_dict, table
 
@@ -68,3 +70,43 @@ def test_ranked_documents_read_as_the_lists_that_they_stand_for():
     assert list(found[1:]) == lists[1:] and isinstance(found[0][0][1], float)
     with pytest.raises(IndexError):
         found[2]
+
+
+def many(queries):
+    draw = np.random.default_rng(0)
+    ids = [f"d{n}" for n in range(100)]
+    found = Ranked(ids, draw.integers(0, 100, (queries, 10), np.int32), draw.random((queries, 10), np.float32))
+    values = {name: draw.random(queries) for name in ("nDCG@10", "MRR@10")}
+    items = tuple(f"q{n}" for n in range(queries))
+    return Report("retrieval", "d", "m", 8, items, {"nDCG@10": 0.5}, values, found=found)
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+def test_a_report_that_is_written_piece_by_piece_is_the_one_that_is_written_whole(tmp_path, queries):
+    report = many(queries)
+    files.write_json(tmp_path / "whole.json", {"reports": [report.as_dict()]})
+    files.write_json_pieces(tmp_path / "pieces.json", {"reports": (report,)})
+    assert (tmp_path / "pieces.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    again = from_dict(files.read_json(tmp_path / "pieces.json")["reports"][0])
+    assert again.as_dict() == report.as_dict() and len(again.found) == queries
+
+
+def test_what_is_nothing_for_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError, match="set is nothing that JSON knows"):
+        files.write_json_pieces(tmp_path / "a.json", {"a": {1}})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json_pieces(tmp_path / "a.json", {"a": [float("nan")]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_a_report_takes_a_list_at_a_time(tmp_path):
+    def work(report):
+        files.write_json_pieces(tmp_path / "a.json", {"reports": [report]})  # once, so that what is imported is there
+        tracemalloc.start()
+        files.write_json_pieces(tmp_path / "a.json", {"reports": [report]})
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    few, more = work(many(100)), work(many(4_000))
+    assert more - few < 3_900 * 300, "as lists and text a query of ten documents takes 3,000 bytes"

@@ -138,7 +138,7 @@ def _reports(encoder: Any, data: Any, measures: Sequence[str], command: Judge) -
 
 def _written(reports: Sequence[Any], command: Judge) -> dict[str, Any]:
     """The reports with every query's values, which take much room as lists: only for --out and --json."""
-    return {"reports": [report.as_dict() for report in reports]} if command.out or command.json else {}
+    return {"reports": reports} if command.out or command.json else {}
 
 
 def _remarks(data: Any) -> list[str]:

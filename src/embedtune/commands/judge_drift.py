@@ -48,7 +48,7 @@ def told(command: Any, lines: list[str], found: list[dict[str, Any]], drifts: Dr
     """The output of `judge`, its files written: `lines` and what was `found` for each data set."""
     if command.out:
         result = {"models": list(command.models), "data": found, "drift": drifts.as_dict()}
-        files.write_json(Path(command.out), result)
+        files.write_json_pieces(Path(command.out), result)
     if command.drift:
         files.write_text(Path(command.drift), drifts.page())
     code = EXIT_REGRESSION if regression else EXIT_FINE

@@ -44,7 +44,7 @@ def judge_heads(command: Any, talk: Talk) -> Output:
         main = MAIN[reports[0].task]
         classes = {name: compare.by_class(report) for name, report in zip(command.models, reports)}
         lines += ["", data, *remarks, *table(*rows(reports)), "", *_intervals(reports, main), *_classes(classes)]
-        entry: dict[str, Any] = {"data": data, "reports": [report.as_dict() for report in reports]}
+        entry: dict[str, Any] = {"data": data, "reports": list(reports)}
         entry["classes"] = {name: [row._asdict() for row in found] for name, found in classes.items()}
         for name, report in zip(command.models[1:], reports[1:]):
             changes = {measure: compare.paired(reports[0], report, measure) for measure in report.summary}

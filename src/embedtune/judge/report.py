@@ -43,6 +43,34 @@ class Ranked:
     def __iter__(self) -> Iterator[Best]:
         return (self[at] for at in range(len(self)))
 
+    def as_json(self) -> list[_Line]:
+        """The queries in their order, none of them read yet."""
+        return [_Line(self, at) for at in range(len(self))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What was found for one query."""
+
+    ranked: Ranked
+    at: int
+
+    def as_json(self) -> list[list[Any]]:
+        return [[key, float(score)] for key, score in self.ranked[self.at]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """An array that JSON is to have as a list."""
+
+    values: np.ndarray
+
+    def as_json(self) -> list[Any]:
+        if not np.isfinite(self.values).all():
+            raise ValueError("a value of an item is not finite")
+        found: list[Any] = np.asarray(self.values).tolist()
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -89,6 +117,11 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain lists and numbers for JSON; a summary that is not finite becomes None."""
+        found: dict[str, Any] = _plain(self)
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """`as_dict` of which arrays become lists only when they are asked for (`files.json_pieces`)."""
         return {
             "task": self.task,
             "data": self.data,
@@ -96,14 +129,25 @@ class Report:
             "dim": self.dim,
             "summary": {key: float(value) if math.isfinite(value) else None for key, value in self.summary.items()},
             "items": list(self.items),
-            "values": {key: _numbers(value) for key, value in self.values.items()},
-            "gold": None if self.gold is None else _numbers(self.gold),
-            "predicted": None if self.predicted is None else _numbers(self.predicted),
-            "found": [[[key, float(score)] for key, score in best] for best in self.found],
+            "values": {key: _Numbers(value) for key, value in self.values.items()},
+            "gold": None if self.gold is None else _Numbers(self.gold),
+            "predicted": None if self.predicted is None else _Numbers(self.predicted),
+            "found": self.found
+            if isinstance(self.found, Ranked)
+            else [[[key, float(score)] for key, score in best] for best in self.found],
             "remarks": list(self.remarks),
             "classes": list(self.classes),
-            "counts": None if self.counts is None else _numbers(self.counts),
+            "counts": None if self.counts is None else _Numbers(self.counts),
         }
+
+
+def _plain(value: Any) -> Any:
+    """Lists, dicts and plain values, all the way down."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return _plain(value.as_json()) if hasattr(value, "as_json") else value
 
 
 def from_dict(saved: Mapping[str, Any]) -> Report:
@@ -161,10 +205,3 @@ def table(reports: Sequence[Report]) -> tuple[list[str], list[list[str]]]:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def _numbers(values: np.ndarray) -> list[Any]:
-    if not np.isfinite(values).all():
-        raise ValueError("a value of an item is not finite")
-    found: list[Any] = np.asarray(values).tolist()
-    return found
