@@ -1,3 +1,4 @@
+import copy
 import gc
 
 import numpy as np
@@ -10,6 +11,7 @@ from transformers import AutoModelForMaskedLM
 
 from conftest import KINDS, PACKED
 from embedtune.encoder import load, rounded, varlen
+from embedtune.encoder.embedder import load_embedder
 
 CPU = torch.device("cpu")
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -295,6 +297,22 @@ def test_rows_beyond_the_tokens_change_nothing(pair, kind, more, monkeypatch):
         logits = loaded.model(**packed).logits  # whatever way the stock head calls its backbone
     hook.remove()
     assert computed == [20 + more] * 2 and logits.shape[1] == 20 and {s.shape[1] for s in states} == {20}
+
+
+def test_rows_beyond_the_tokens_reach_sentence_transformers_and_copies(tiny_model, monkeypatch):
+    """They call `forward` of the encoder, and not the encoder."""
+    model, padded = load_embedder(tiny_model("minilm"))
+    computed = []
+    model[0].model.embeddings.register_forward_hook(lambda module, inputs, output: computed.append(output.shape[1]))
+    before = model.encode(TEXTS)
+    monkeypatch.setattr(rounded, "beyond", lambda tokens, device: 9)
+    np.testing.assert_allclose(model.encode(TEXTS), before, atol=1e-5)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in model[0].model.parameters():
+            weight.zero_()
+    np.testing.assert_allclose(other.encode(TEXTS), before, atol=1e-5)
+    assert padded is None and computed[1:] == [computed[0] + 9] * 2
 
 
 @QUICK

@@ -6,10 +6,11 @@ number of tokens twice. The rows beyond are sequences of their own behind the ot
 
 from __future__ import annotations
 
+import inspect
+from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 
 def beyond(tokens: int, device: torch.device) -> int:
@@ -23,37 +24,37 @@ def beyond(tokens: int, device: torch.device) -> int:
 
 
 def steady(backbone: torch.nn.Module) -> None:
-    """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in."""
-    backbone.register_forward_pre_hook(_widen, with_kwargs=True)
-    backbone.register_forward_hook(_narrow, with_kwargs=True)
+    """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in.
+
+    Its `forward` is replaced: hooks would not do, for sentence-transformers calls `forward` and not the module.
+    """
+    forward: Any = partial(_forward, backbone)
+    forward.__signature__ = inspect.signature(backbone.forward)  # as who asks what it takes shall see it
+    backbone.forward = forward
 
 
-# How many rows were added to a batch, for the time that it is in the model.
-_added: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def _widen(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+def _forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
+    stock = type(backbone).forward
     if args:  # stock heads hand on the ids by place
         kwargs, args = {"input_ids": args[0], **kwargs}, args[1:]
     if kwargs.get("input_ids") is None or kwargs.get("cu_seq_lens_q") is None:
-        return None
-    ids, ends, longest = kwargs["input_ids"], kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"])
+        return stock(backbone, *args, **kwargs)
+    ids = kwargs["input_ids"]
     if not (more := beyond(ids.shape[1], ids.device)):
-        return None
+        return stock(backbone, *args, **kwargs)
+    output = stock(backbone, *args, **_wider(kwargs, more))
+    output["last_hidden_state"] = output.last_hidden_state[:, :-more]
+    if output.get("hidden_states") is not None:
+        output["hidden_states"] = tuple(states[:, :-more] for states in output.hidden_states)
+    return output
+
+
+def _wider(kwargs: dict[str, Any], more: int) -> dict[str, Any]:
+    """The same batch with `more` tokens behind the others."""
+    ends, longest = kwargs["cu_seq_lens_q"], int(kwargs["max_length_q"])
     # Repeated, so that all of them are valid: the first token's id, position and type.
     names = [n for n in ("input_ids", "position_ids", "token_type_ids", "seq_idx") if kwargs.get(n) is not None]
     wider: dict[str, Any] = {n: torch.cat([kwargs[n], kwargs[n][:, :1].expand(-1, more)], 1) for n in names}
     steps = torch.arange(longest, more + longest, longest, dtype=ends.dtype, device=ends.device).clamp_(max=more)
     wider["cu_seq_lens_q"] = wider["cu_seq_lens_k"] = torch.cat([ends, ends[-1:] + steps])
-    _added[wider["cu_seq_lens_q"]] = more
-    return args, {**kwargs, **wider}
-
-
-def _narrow(module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    ends = kwargs.get("cu_seq_lens_q")
-    if ends is not None and ends in _added:
-        more = _added[ends]
-        output["last_hidden_state"] = output.last_hidden_state[:, :-more]
-        if output.get("hidden_states") is not None:
-            output["hidden_states"] = tuple(states[:, :-more] for states in output.hidden_states)
-    return output
+    return {**kwargs, **wider}
