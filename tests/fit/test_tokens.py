@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conftest import corpus, tiny_tokenizer
 from embedtune.data import tokens as module
 from embedtune.data.read import Row, read_texts
-from embedtune.data.tokens import affixes, even_chunks, open_tokens, pieces, tokenize
+from embedtune.data.tokens import affixes, encode_cut, even_chunks, open_tokens, pieces, tokenize, uncut
 from embedtune.fit.prepared import token_profile
 
 
@@ -141,3 +141,47 @@ def test_pages_that_are_let_go_are_resident_no_more_and_read_as_before(tokenizer
     assert np.array_equal(found.ids, ids) and np.array_equal(view, found.row(5))
     del found
     assert view.tolist()  # a view keeps its map
+
+
+def byte_pairs():
+    """A byte-level tokenizer as GPT-2's, whose words take the blank before them along."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trained = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(corpus(200).splitlines(), trained)
+    return backend
+
+
+WORD = st.text(st.sampled_from("abcdefg.é日 "), min_size=1, max_size=30)
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "byte pairs"])
+def cutting(request, tokenizer):
+    backend = uncut(tokenizer) if request.param == "wordpiece" else byte_pairs()
+    backend.enable_truncation(20)
+    return backend
+
+
+@settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=200)
+@given(st.lists(st.lists(WORD, max_size=120).map(" ".join), min_size=1, max_size=5))
+def test_a_beginning_gives_the_tokens_of_the_whole(cutting, texts):
+    given = [*texts, ("a pair", texts[0]), "x" * 1000, "word " * 400, " " * 500 + "end"]
+    whole = cutting.encode_batch(given)
+    found = encode_cut(cutting.encode_batch, given, 20)
+    assert [e.ids for e in found] == [e.ids for e in whole]
+    assert [bool(e.overflowing) for e in found] == [bool(e.overflowing) for e in whole]
+    assert encode_cut(cutting.encode_batch, given, None)[0].ids == whole[0].ids
+
+
+def test_of_a_book_the_beginning_is_tokenised(cutting):
+    asked = []
+
+    def encode(texts):
+        asked.extend(map(len, texts))
+        return cutting.encode_batch(texts)
+
+    encode_cut(encode, ["word " * 10_000, "short", "x" * 170 + " y" * 1000], 20)
+    assert asked[:3] == [8 * 20 - 1, 5, 2170], "up to a blank; whole where it is short or has no blank"

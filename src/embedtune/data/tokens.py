@@ -8,7 +8,7 @@ so the data order can be any function of the row number.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +22,7 @@ from embedtune.data.read import Row
 
 PIECE = 50_000  # characters handed to the tokenizer at once; longer lines are split at a blank before
 LINES = 512  # lines tokenised at once
+HEAD = 8  # characters for a token of a row: so much of a text that will be cut is tokenised first
 ROWS = 1 << 16  # rows whose places and lengths are looked through at once
 
 
@@ -121,6 +122,28 @@ def pieces(text: str, limit: int = PIECE) -> Iterator[str]:
     yield text
 
 
+def encode_cut(encode: Callable[[list[Any]], Sequence[Any]], texts: Sequence[Any], most: int | None) -> list[Any]:
+    """Encodings of texts (or pairs of them) by a tokenizer that cuts them at `most` tokens, on the right.
+
+    Of a long text the beginning is tokenised first, and the whole only where that does not fill a row: else a book
+    would become a million tokens, of a hundred bytes each, to use a few hundred of them. Pairs are tokenised whole.
+    """
+    heads = [text if most is None else _head(text, HEAD * most) for text in texts]
+    found = list(encode(heads))
+    again = [n for n, head in enumerate(heads) if head is not texts[n] and not found[n].overflowing]
+    for number, encoding in zip(again, encode([texts[n] for n in again]) if again else ()):
+        found[number] = encoding
+    return found
+
+
+def _head(text: Any, limit: int) -> Any:
+    """The beginning of a text up to a blank; the text itself where it is short, or has none there."""
+    if not isinstance(text, str) or len(text) <= limit:
+        return text
+    cut = text.rfind(" ", limit // 2, limit)
+    return text if cut < 0 else text[:cut].rstrip()
+
+
 def even_chunks(ids: np.ndarray, most: int) -> list[np.ndarray]:
     """`ids` in the fewest chunks of at most `most`, as equal as they can be (no stub of one token at the end)."""
     return np.array_split(ids, -(-len(ids) // most))
@@ -213,7 +236,8 @@ def tokenize_texts(texts: Iterable[tuple[str, str | None]], tokenizer: Any, max_
             stack.enter_context(files.growing(folder / name)) for name in ("ids.bin", "types.bin", "rows.bin")
         )
         for some in _some(texts, LINES):
-            found = backend.encode_batch([text if pair is None else (text, pair) for text, pair in some])
+            given = [text if pair is None else (text, pair) for text, pair in some]
+            found = encode_cut(backend.encode_batch, given, max_length)
             pairs = pairs or any(pair is not None for _, pair in some)
             for encoding, (text, pair) in zip(found, some, strict=True):
                 end += len(encoding.ids)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from embedtune.data.tokens import encode_cut
 from embedtune.encoder import varlen
 from embedtune.encoder.device import free_bytes, repeatable
 from embedtune.errors import UserError
@@ -78,16 +79,22 @@ def _windows(texts: Iterable[str], window: int) -> Iterator[list[str]]:
 
 def tokenize(model: SentenceTransformer, texts: list[str], prompt: str = "") -> Rows:
     """Token ids of each text, special ones and prompt included, cut to what the model reads."""
-    found = model.tokenizer(
-        [prompt + text for text in texts],
-        truncation=model.max_seq_length is not None,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,  # that a text is too long is counted and reported by us
-    )
-    cut = np.array([bool(encoding.overflowing) for encoding in found.encodings], bool)
-    return Rows([np.array(ids, np.int64) for ids in found["input_ids"]], cut)
+    tokenizer = model.tokenizer
+
+    def encode(some: list[str]) -> Any:
+        return tokenizer(
+            some,
+            truncation=model.max_seq_length is not None,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # that a text is too long is counted and reported by us
+        ).encodings
+
+    most = model.max_seq_length if tokenizer.truncation_side == "right" else None
+    found = encode_cut(encode, [prompt + text for text in texts], most)
+    cut = np.array([bool(encoding.overflowing) for encoding in found], bool)
+    return Rows([np.array(encoding.ids, np.int64) for encoding in found], cut)
 
 
 def budget(device: torch.device) -> int:

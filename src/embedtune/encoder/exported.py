@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from embedtune import files
+from embedtune.data.tokens import encode_cut
 from embedtune.encoder.embed import WINDOW, Embedded, batches
 from embedtune.errors import UserError
 from embedtune.nearest import unit
@@ -40,6 +42,8 @@ class Exported:
         self.special = about["to"] != STATIC
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         pad = (self.tokenizer.padding or {"pad_id": 0})["pad_id"]
+        cuts = self.tokenizer.truncation
+        self.read = cuts["max_length"] if cuts and cuts["direction"] == "right" else None  # tokens of a text
         self.tokenizer.no_padding()  # rows are padded here, once they are sorted
         self.run = _runtime(about["to"], folder, pad)
 
@@ -52,7 +56,7 @@ class Exported:
         """The same as a stream; `prompt`, where it is given, stands in place of the role's."""
         prompt, rest = self.prompts.get(role, "") if prompt is None else prompt, iter(texts)
         while some := [prompt + text for text in islice(rest, WINDOW)]:
-            rows = self.tokenizer.encode_batch(some, add_special_tokens=self.special)
+            rows = encode_cut(partial(self.tokenizer.encode_batch, add_special_tokens=self.special), some, self.read)
             sizes = np.array([len(row.ids) for row in rows], np.int64)
             order = np.argsort(-sizes, kind="stable")
             vectors = np.zeros((len(rows), self.dimension), np.float32)

@@ -13,7 +13,7 @@ import torch
 from scipy.special import expit, softmax
 
 from embedtune.data.tags import spans
-from embedtune.data.tokens import uncut
+from embedtune.data.tokens import encode_cut, uncut
 from embedtune.data.words import word_rows
 from embedtune.encoder import heads
 from embedtune.encoder.embed import batches
@@ -66,7 +66,8 @@ def row_outputs(loaded: Loaded, given: Sequence[Given]) -> Iterator[tuple[np.nda
     """For each text its logits (C,) float64, and whether it was cut."""
     backend = uncut(loaded.tokenizer)
     backend.enable_truncation(loaded.max_length)
-    encoded = backend.encode_batch([g.text if g.pair is None else (g.text, g.pair) for g in given])
+    texts = [g.text if g.pair is None else (g.text, g.pair) for g in given]
+    encoded = encode_cut(backend.encode_batch, texts, loaded.max_length)
     rows = [np.array(encoding.ids, np.int64) for encoding in encoded]
     types = None
     if heads.tells_texts_apart(loaded) and any(g.pair is not None for g in given):
