@@ -6,22 +6,30 @@ filtering: Bayardo, Ma, Srikant, WWW 2007). Only rows that have enough such rare
 those exactly. So no pair is missed by chance, as it would be with MinHash. The one limit is CROWD, which is reached
 by form letters only.
 
-Beside the shingles (see `shingles`) there are in memory a table of at most 32 MiB, 8 bytes for each row, and about 28
-for each rare shingle that more than one row seems to have.
+What is known of the rows lies in files without a name, as the shingles do (see `shingles`), and what must be sorted is
+parted by its hash first. So beside a table of at most 32 MiB there stand in memory some blocks and parts, whose size
+does not depend on how many rows there are; `components` and `repeated` hold what they give, too.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from mmap import MADV_DONTNEED
 
 import numpy as np
 
-from embedtune.data.shingles import COLUMNS, SHIFT, Sets
+from embedtune.data.scratch import PART, READ, Column, Numbers, Parted, blocks, parts_for, records
+from embedtune.data.shingles import COLUMNS, PLACE, SHIFT, Sets
 
 CROWD = 200  # rows that are kept for a rare shingle, unless a row has a rarer one: beyond, it is boilerplate
 TABLE_BITS = 25  # the largest table of counts
 CAREFUL = 1e-9  # products such as 0.8 * 15 may come out above the whole number that they are
+TOUCHED = 256  # places of the index that are looked up before its pages are handed back
+KEYED = np.dtype([("key", np.uint64), ("row", np.uint32)])
+JOINED = np.dtype([("row", np.uint32), ("first", np.uint32)])  # a row, and the first that equals it
+SLOT = np.dtype([("row", np.uint32), ("slot", np.int64)])  # a row, and where the index has one of its shingles
 
 
 def leaders(sets: Sets, near: float | None) -> np.ndarray:
@@ -31,15 +39,27 @@ def leaders(sets: Sets, near: float | None) -> np.ndarray:
     every row is near the one it is given to, and rows that are not given away are not near each other. Without
     `near` only exact repeats count.
     """
+    return np.asarray(leaders_on_disk(sets, near))
+
+
+def leaders_on_disk(sets: Sets, near: float | None) -> Column:
+    """The same in a file without a name: memory does not depend on the number of rows."""
     label, distinct = _exact(sets)
-    for row, groups, index in _suspects(sets, distinct, near):
-        others = np.sort(index.candidates(len(sets.row(row)), groups))
-        found = others[_near(sets.row(row), *sets.gather(others), index.near)]
+    for place, own, slots, index in _suspects(sets, distinct, near):
+        others = index.candidates(len(own), slots)
+        others = others[np.argsort(others["row"])]
+        found = others["row"][_near(own, *sets.read(others), index.near)]
         if len(found):
-            label[row] = found[0]
+            label[int(place["row"])] = found[0]
         else:
-            index.insert(row, groups)
-    return label[label]
+            index.insert(place, slots)
+    final = Column(np.uint32, sets.folder)
+    for first, block in blocks(label):
+        away = np.flatnonzero(block != np.arange(first, first + len(block)))
+        block = block.copy()
+        block[away] = label.take(block[away])
+        final.append(block)
+    return final
 
 
 def components(sets: Sets, near: float | None) -> np.ndarray:
@@ -48,24 +68,25 @@ def components(sets: Sets, near: float | None) -> np.ndarray:
     Rows of different components are not near each other.
     """
     label, distinct = _exact(sets)
-    parent = list(range(len(sets)))
+    parent = array("I", range(len(sets)))
 
     def root(row: int) -> int:
         while parent[row] != row:
             parent[row] = row = parent[parent[row]]
         return row
 
-    for row, groups, index in _suspects(sets, distinct, near):
-        others = index.candidates(len(sets.row(row)), groups)
+    for place, own, slots, index in _suspects(sets, distinct, near):
+        row = int(place["row"])
+        others = index.candidates(len(own), slots)
         # A few first: where all are alike, they bring the row into the component of all the others.
         for some in (others[:1], others[1:9], others[9:]):
             mine = root(row)
-            some = np.array([other for other in some.tolist() if root(other) != mine], np.int64)
-            for other in some[_near(sets.row(row), *sets.gather(some), index.near)].tolist():
+            some = some[[root(other) != mine for other in some["row"].tolist()]] if len(some) else some
+            for other in some["row"][_near(own, *sets.read(some), index.near)].tolist():
                 a, b = sorted((root(row), root(other)))
                 parent[b] = a
-        index.insert(row, groups)
-    return np.array([root(row) for row in range(len(sets))], np.int64)[label]
+        index.insert(place, slots)
+    return np.fromiter(map(root, range(len(sets))), np.int64, len(sets))[np.asarray(label)]
 
 
 @dataclass(frozen=True)
@@ -82,17 +103,19 @@ def repeated(rows: Sets, others: Iterable[Sets], near: float | None) -> Repeats:
 
     Memory is bounded by `rows` and one block of the others; no limit and no chance is involved.
     """
-    label, distinct = _exact(rows)
+    label, distinct = map(np.asarray, _exact(rows))
+    own = np.asarray(rows.exact)
     exact, close, where = np.zeros(len(rows), bool), np.zeros(len(rows), bool), np.zeros(len(rows), np.int64)
-    order = distinct[np.argsort(rows.exact[distinct])]
-    keys = rows.exact[order]
+    order = distinct[np.argsort(own[distinct])]
+    keys = own[order]
     find = _finder(rows, distinct, near) if near is not None else None
     seen = 0
     for block in others if len(rows) else ():
         for number, found in find(block, close) if find else ():
             where[found], close[found] = seen + number, True
-        place = np.minimum(np.searchsorted(keys, block.exact), len(keys) - 1)
-        fresh = (keys[place] == block.exact) & ~exact[order[place]]
+        theirs = np.asarray(block.exact)
+        place = np.minimum(np.searchsorted(keys, theirs), len(keys) - 1)
+        fresh = (keys[place] == theirs) & ~exact[order[place]]
         numbers = np.flatnonzero(fresh)[::-1]  # so that of several the first is written last
         hits = order[place[numbers]]
         where[hits], exact[hits] = seen + numbers, True
@@ -104,41 +127,59 @@ def _finder(
     rows: Sets, distinct: np.ndarray, near: float
 ) -> Callable[[Sets, np.ndarray], Iterator[tuple[int, np.ndarray]]]:
     """A function of a block and of the rows already found: the numbers in the block, and the rows near them."""
-    counts = _Counts(int(rows.sizes(distinct).sum()))
-    for part in rows.blocks(distinct):
-        counts.add(rows.gather(part)[0])
-    tokens, owner = _prefixes(rows, distinct, counts, near, 1)
-    tokens, group, many = np.unique(tokens, return_inverse=True, return_counts=True)
-    index = _Index(rows, near, many)
-    index.fill(owner, group)
+    counts = _counted(rows, distinct)
+    prefixes = list(_prefixes(rows, distinct, counts, near, 1))
+    tokens, group, many = np.unique(
+        np.concatenate([np.zeros(0, np.uint64), *(tokens for tokens, _ in prefixes)]),
+        return_inverse=True,
+        return_counts=True,
+    )
+    index = _Index(rows, near, int(many.sum()) + len(many))
+    owners = np.concatenate([np.zeros(0, np.uint32), *(owner for _, owner in prefixes)])
+    starts = index.fill(rows.places.take(owners), group, many)
 
     def find(block: Sets, done: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         everything = np.arange(len(block))
         flat, owner = block.gather(everything)
         known = np.bincount(owner[counts[flat] > 0], minlength=len(block))
         likely = np.flatnonzero(known >= _least(near, block.sizes(everything)))
-        wanted, numbers = _prefixes(block, likely, counts, near, 1)
-        place = np.minimum(np.searchsorted(tokens, wanted), len(tokens) - 1)
-        there = tokens[place] == wanted
-        for number, groups in _by_row(numbers[there], place[there]):
-            own = block.row(number)
-            others = index.candidates(len(own), groups)
-            others = others[~done[others]]
-            yield number, others[_near(own, *rows.gather(others), near)]
+        for wanted, numbers in _prefixes(block, likely, counts, near, 1):
+            place = np.minimum(np.searchsorted(tokens, wanted), len(tokens) - 1)
+            there = tokens[place] == wanted
+            for number, slots in _by_row(numbers[there], starts[place[there]]):
+                own = block.row(number)
+                others = index.candidates(len(own), slots)
+                others = others[~done[others["row"]]]
+                yield number, others["row"][_near(own, *rows.read(others), near)]
 
     return find
 
 
-def _exact(sets: Sets) -> tuple[np.ndarray, np.ndarray]:
-    """For each row the first that equals it; and the rows that equal no earlier one."""
-    order = np.argsort(sets.exact, kind="stable")
-    ordered = sets.exact[order]
-    again = np.flatnonzero(ordered[1:] == ordered[:-1]) + 1
-    label = np.arange(len(sets), dtype=np.uint32)
-    label[order[again]] = order[np.searchsorted(ordered, ordered[again])]
-    fresh = np.ones(len(sets), bool)
-    fresh[order[again]] = False
-    return label, np.flatnonzero(fresh).astype(np.uint32)
+def _exact(sets: Sets) -> tuple[Column, Column]:
+    """For each row the first that equals it; and the rows that equal no earlier one. Both uint32."""
+    parts = parts_for(len(sets))
+    by_hash = Parted(KEYED, parts, sets.folder)
+    for start, hashes in blocks(sets.exact):
+        rows = np.arange(start, start + len(hashes))
+        by_hash.add(records(KEYED, key=hashes, row=rows), hashes % np.uint64(parts))
+    by_row, span = Parted(JOINED, parts, sets.folder), -(-len(sets) // parts)
+    for number in range(parts):
+        known = np.zeros(0, KEYED)
+        for block in by_hash.part(number):
+            block = np.concatenate([known, block])  # what is known comes first, and so do the rows that it names
+            _, first, inverse = np.unique(block["key"], return_index=True, return_inverse=True)
+            again = np.flatnonzero(first[inverse] != np.arange(len(block)))
+            known, firsts = block[first], block["row"][first[inverse[again]]]
+            by_row.add(records(JOINED, row=block["row"][again], first=firsts), block["row"][again] // max(1, span))
+    label, distinct = Column(np.uint32, sets.folder), Column(np.uint32, sets.folder)
+    for number in range(parts):
+        rows = np.arange(number * span, min(len(sets), (number + 1) * span), dtype=np.uint32)
+        first = rows.copy()
+        for block in by_row.part(number):
+            first[block["row"] - np.uint32(number * span)] = block["first"]
+        label.append(first)
+        distinct.append(rows[first == rows])
+    return label, distinct
 
 
 def _near(own: np.ndarray, flat: np.ndarray, owner: np.ndarray, near: float) -> np.ndarray:
@@ -184,72 +225,140 @@ def _rarest(counts: _Counts, sizes: np.ndarray, flat: np.ndarray, owner: np.ndar
     return order[rank < np.repeat(sizes - _least(near, sizes) + 1, sizes)]
 
 
-def _prefixes(sets: Sets, rows: np.ndarray, counts: _Counts, near: float, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rarest shingles of the rows that stand in `least` rows or seem to, and the row of each, row by row."""
-    tokens, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
+def _counted(sets: Sets, rows: Numbers) -> _Counts:
+    """The counts of the rows' shingles."""
+    counts = _Counts(sum(int(sets.sizes(some).sum()) for _, some in blocks(rows)))
+    for block in sets.blocks(rows):
+        counts.add(sets.gather(block)[0])
+    return counts
+
+
+def _prefixes(
+    sets: Sets, rows: Numbers, counts: _Counts, near: float, least: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rarest shingles of the rows that stand in `least` rows or seem to, and the row of each, by blocks of rows."""
     for block in sets.blocks(rows):
         flat, owner = sets.gather(block)
         chosen = _rarest(counts, sets.sizes(block), flat, owner, near)
         chosen = chosen[counts[flat[chosen]] >= least]
-        tokens.append(flat[chosen])
-        owners.append(block[owner[chosen]].astype(np.uint32))
-    return np.concatenate(tokens), np.concatenate(owners)
+        yield flat[chosen], block[owner[chosen]].astype(np.uint32)
 
 
 class _Index:
-    """For each rare shingle the rows that have it, as far as they were inserted; `many` is how many there can be."""
+    """For each rare shingle the rows that have it, as far as they were inserted.
 
-    def __init__(self, sets: Sets, near: float, many: np.ndarray) -> None:
-        self.sets, self.near = sets, near
-        self.start = np.cumsum(many) - many
-        self.filled = np.zeros(len(many), np.int64)
-        self.rows = np.zeros(int(many.sum()), np.uint32)
+    It is a file of `size` PLACE: at the slot of a shingle stands (as `row`) how many rows it has, and behind that the
+    places of these. In memory stand the pages of the last TOUCHED shingles looked up.
+    """
 
-    def insert(self, row: int, groups: np.ndarray) -> None:
-        """Let `row` be found by the shingles `groups`."""
-        filled = self.filled[groups]
+    def __init__(self, sets: Sets, near: float, size: int) -> None:
+        self.near = near
+        empty = Column(PLACE, sets.folder)
+        for _ in range(0, size + 1, READ):  # written, so that a full disk is an error and not a signal
+            empty.append(np.zeros(min(READ, size + 1), PLACE))
+        self.map = empty.mapped()
+        self.places = np.frombuffer(self.map, PLACE)
+        self.filled = self.places["row"]
+        self.touched = 0
+
+    def insert(self, place: np.ndarray, slots: np.ndarray) -> None:
+        """Let a row be found by the shingles at `slots`."""
+        filled = self.filled[slots]
         if filled.min() < CROWD:
-            groups = groups[filled < 4 * CROWD]
-            self.rows[self.start[groups] + self.filled[groups]] = row
-            self.filled[groups] += 1
+            free = filled < 4 * CROWD
+            self.places[slots[free] + 1 + filled[free]] = place
+            self.filled[slots[free]] += 1
 
-    def fill(self, rows: np.ndarray, groups: np.ndarray) -> None:
-        """Insert all rows at once, and without a limit."""
-        self.rows = rows[np.argsort(groups, kind="stable")]
-        self.filled = np.bincount(groups, minlength=len(self.start))
-
-    def candidates(self, size: int, groups: np.ndarray) -> np.ndarray:
-        """Rows that may be near one of `size` shingles, those with most rare shingles in common first.
+    def candidates(self, size: int, slots: np.ndarray) -> np.ndarray:
+        """Places of rows that may be near one of `size` shingles, those with most rare shingles in common first.
 
         Beyond its rarest, a row has ceil(t n) - 1 shingles; what more is to be shared must be among the rarest.
         """
-        starts, stops = self.start[groups], self.start[groups] + self.filled[groups]
-        parts = [self.rows[a:b] for a, b in zip(starts.tolist(), stops.tolist())]
-        others, shared = np.unique(np.concatenate(parts), return_counts=True)
-        others = others.astype(np.int64)
-        sizes = self.sets.sizes(others)
+        self.touched += len(slots)
+        if self.touched > TOUCHED:
+            self.map.madvise(MADV_DONTNEED)
+            self.touched = 0
+        stops = slots + 1 + self.filled[slots]
+        found = np.concatenate([self.places[a:b] for a, b in zip((slots + 1).tolist(), stops.tolist())])
+        _, first, shared = np.unique(found["row"], return_index=True, return_counts=True)
+        others = found[first]
+        sizes = others["many"].astype(np.int64)
         overlap = np.ceil(self.near / (1 + self.near) * (sizes + size) - CAREFUL)
         fits = shared > overlap - _least(self.near, np.maximum(sizes, size))
         fits &= np.minimum(sizes, size) >= self.near * np.maximum(sizes, size) - CAREFUL
         return others[fits][np.argsort(-shared[fits], kind="stable")]
 
+    def fill(self, places: np.ndarray, groups: np.ndarray, many: np.ndarray) -> np.ndarray:
+        """Insert rows without a limit, `many` in each of the groups; gives the slots of these."""
+        slots = np.cumsum(many + 1) - many - 1
+        self.filled[slots] = many
+        order = np.argsort(groups, kind="stable")
+        self.places[np.arange(len(order)) + groups[order] + 1] = places[order]
+        return slots
 
-def _suspects(sets: Sets, distinct: np.ndarray, near: float | None) -> Iterator[tuple[int, np.ndarray, _Index]]:
-    """The rows, ascending, that may be near another; the rare shingles that others have too; an index of those."""
+
+def _tokens(sets: Sets, distinct: Numbers, near: float) -> tuple[Parted, np.ndarray]:
+    """Rare shingles that seem to stand in two rows, parted by hash; and rows that cut these into runs of about PART."""
+    counts = _counted(sets, distinct)
+    most = 0
+    for _, some in blocks(distinct):
+        sizes = sets.sizes(some)
+        most += int((sizes - _least(near, sizes) + 1).sum())
+    by_hash, starts, many = Parted(KEYED, parts_for(most), sets.folder), [0], 0
+    for tokens, owner in _prefixes(sets, distinct, counts, near, 2):
+        by_hash.add(records(KEYED, key=tokens, row=owner), tokens % np.uint64(by_hash.parts))
+        many += len(tokens)
+        if many >= PART:
+            starts.append(int(owner[-1]) + 1)
+            many = 0
+    return by_hash, np.array(starts)
+
+
+def _slots(sets: Sets, distinct: Numbers, near: float) -> tuple[Parted, int]:
+    """For each row where the index has those of its rare shingles that others have too; and the index's size."""
+    by_hash, starts = _tokens(sets, distinct, near)
+    by_row, size = Parted(SLOT, len(starts), sets.folder), 0
+    for number in range(by_hash.parts):
+        known, many = np.zeros(0, KEYED), np.zeros(0, np.int64)
+        for block in by_hash.part(number):
+            many = np.concatenate([many, np.ones(len(block), np.int64)])
+            block = np.concatenate([known, block])
+            _, first, inverse = np.unique(block["key"], return_index=True, return_inverse=True)
+            known, many = block[first], np.bincount(inverse, many).astype(np.int64)
+        keys, rows, room = known["key"][many > 1], known["row"][many > 1], np.minimum(many[many > 1], 4 * CROWD) + 1
+        if not len(keys):
+            continue
+        order = np.argsort(rows, kind="stable")  # what is near in the data is near in the index
+        slots = np.empty(len(keys), np.int64)
+        slots[order] = size + np.cumsum(room[order]) - room[order]
+        size += int(room.sum())
+        for block in by_hash.part(number):
+            place = np.minimum(np.searchsorted(keys, block["key"]), len(keys) - 1)
+            there = keys[place] == block["key"]
+            found = records(SLOT, row=block["row"][there], slot=slots[place[there]])
+            by_row.add(found, np.searchsorted(starts, found["row"], "right") - 1)
+    return by_row, size
+
+
+def _suspects(
+    sets: Sets, distinct: Numbers, near: float | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, _Index]]:
+    """The rows, ascending, that may be near another: place, shingles, slots in an index; and that index."""
     if near is None:
         return
-    counts = _Counts(int(sets.sizes(distinct).sum()))
-    for block in sets.blocks(distinct):
-        counts.add(sets.gather(block)[0])
-    tokens, owner = _prefixes(sets, distinct, counts, near, 2)
-    _, group, many = np.unique(tokens, return_inverse=True, return_counts=True)
-    del tokens, counts
-    shared = many[group] > 1
-    group = (np.cumsum(many > 1) - 1)[group[shared]]
-    owner = owner[shared]
-    index = _Index(sets, near, many[many > 1])
-    for row, groups in _by_row(owner, group):
-        yield row, groups, index
+    by_row, size = _slots(sets, distinct, near)
+    index = _Index(sets, near, size)
+    for number in range(by_row.parts):
+        found = np.concatenate([np.zeros(0, SLOT), *by_row.part(number)])
+        found = found[np.argsort(found["row"], kind="stable")]
+        rows = np.unique(found["row"])
+        each = _by_row(found["row"], found["slot"])
+        for block in sets.blocks(rows):
+            places = sets.places.take(block)
+            stops = np.cumsum(places["many"], dtype=np.int64).tolist()
+            flat, _ = sets.read(places)
+            for place, start, stop, (_, slots) in zip(places, [0, *stops], stops, each):
+                yield place, flat[start:stop], slots, index
 
 
 def _by_row(owner: np.ndarray, group: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,107 +1,96 @@
 """Texts as sets of hashed shingles (runs of three words), on disk: what `near` compares.
 
-In memory stand 20 bytes for each row; the shingles, 8 bytes each, lie in a file without a name. Two different
-shingles are taken for one with probability 2^-60.
+All of it lies in files without a name: 8 bytes for each shingle, 24 for each row. Two different shingles are taken
+for one with probability 2^-60.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
 
 import numpy as np
 
-from embedtune import files, keyed
+from embedtune import keyed
 from embedtune.data.clean import SHINGLE, words_hash
+from embedtune.data.scratch import Column, Numbers, records
 
 COLUMNS = 16  # told apart; their number stands in the top four bits of a shingle's hash
 SHIFT = np.uint64(60)
 BLOCK = 250_000  # words or shingles handled at once
 ROWS = 1 << 16  # rows whose sizes are summed up at once
 KNOWN_WORDS = 200_000  # whose hashes are kept at hand
-
-
-class Hashes(Protocol):
-    """An array of uint64, or a file that is one."""
-
-    def __getitem__(self, part: slice, /) -> np.ndarray: ...
-
-
-class _Scratch:
-    """A file without a name that reads like an array of uint64."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-
-    def __getitem__(self, part: slice, /) -> np.ndarray:
-        self.file.seek(8 * part.start)
-        return np.frombuffer(self.file.read(8 * (part.stop - part.start)), np.uint64)
+PLACE = np.dtype([("row", np.uint32), ("many", np.uint32), ("start", np.int64)])
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Rows as sets of shingles: row i is the `many[i]` hashes from starts[i] on, ascending uint64.
+    """Rows as sets of shingles: `places` (rows,) of PLACE says of each row how many hashes it has and from where on.
 
-    `exact` (rows,) uint64 is equal for rows that are equal but for case and whitespace.
+    A row's hashes are ascending uint64. `exact` (rows,) uint64 is equal for rows that are equal but for case and
+    whitespace. `folder` is where scratch files go (None: the system's temporary folder).
     """
 
-    hashes: Hashes
-    starts: np.ndarray
-    many: np.ndarray
-    exact: np.ndarray
+    hashes: Numbers
+    places: Numbers
+    exact: Numbers
+    folder: Path | None = None
 
     def __len__(self) -> int:
-        return len(self.many)
+        return len(self.places)
 
     def row(self, number: int) -> np.ndarray:
         """The shingles of one row."""
-        start = int(self.starts[number])
-        return self.hashes[start : start + int(self.many[number])]
+        return self.read(self.places[number : number + 1])[0]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """How many shingles the rows have, (len(rows),) int64."""
-        return self.many[rows].astype(np.int64)
+        return self.places.take(rows)["many"].astype(np.int64)
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The shingles of several rows end to end, and for each the place of its row in `rows`."""
-        flat = np.concatenate([np.zeros(0, np.uint64), *map(self.row, rows.tolist())])
-        return flat, np.repeat(np.arange(len(rows)), self.sizes(rows))
+        return self.read(self.places.take(rows))
+
+    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same by the rows' `places`; rows that stand end to end are read at once."""
+        starts, many = places["start"], places["many"].astype(np.int64)
+        stops = starts + many
+        apart = np.flatnonzero(starts[1:] != stops[:-1])
+        edges = zip(starts[[0, *apart + 1]].tolist(), stops[[*apart, -1]].tolist()) if len(places) else ()
+        flat = np.concatenate([np.zeros(0, np.uint64), *(self.hashes[start:stop] for start, stop in edges)])
+        return flat, np.repeat(np.arange(len(places)), many)
 
     def part(self, rows: np.ndarray) -> Sets:
         """Those rows as sets of their own; no shingle is copied."""
-        return Sets(self.hashes, self.starts[rows], self.many[rows], self.exact[rows])
+        places = self.places.take(rows)
+        places["row"] = np.arange(len(rows))
+        return Sets(self.hashes, places, self.exact.take(rows), self.folder)
 
-    def blocks(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+    def blocks(self, rows: Numbers) -> Iterator[np.ndarray]:
         """`rows` in runs of about BLOCK shingles, at least one row each."""
         start = 0
         while start < len(rows):
-            upto = np.cumsum(self.sizes(rows[start : start + ROWS]))
-            stop = start + max(1, int(np.searchsorted(upto, BLOCK, "right")))
-            yield rows[start:stop]
-            start = stop
+            some = rows[start : start + ROWS]
+            many = max(1, int(np.searchsorted(np.cumsum(self.sizes(some)), BLOCK, "right")))
+            yield some[:many]
+            start += many
 
 
 class Shingler:
     """Takes rows one by one and gives their `Sets`.
 
     A row is a text, or the texts of its columns: rows of several columns are near when each column is. `folder` is
-    where the scratch file goes (the system's temporary folder); without `disk` the shingles stay in memory.
+    where scratch files go (the system's temporary folder); without `disk` all stays in memory.
     """
 
     def __init__(self, folder: Path | None = None, *, disk: bool = True) -> None:
-        self.place = folder or Path(tempfile.gettempdir())
-        self.scratch = None
-        if disk:
-            with files.disk_errors(self.place):
-                self.scratch = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes when its reader goes
-        self.parts: list[np.ndarray] = []
+        self.folder = folder
+        kinds = (np.uint64, PLACE, np.uint64)
+        self.found = [Column(kind, folder) if disk else list[np.ndarray]() for kind in kinds]
         self.known: dict[str, int] = {}  # hashes of words
-        self.exact, self.sizes = array("Q"), array("I")
+        self.first, self.end = 0, 0  # row, and shingle, that the next block begins with
         self._empty()
 
     def _empty(self) -> None:
@@ -109,7 +98,7 @@ class Shingler:
         self.lengths: list[int] = []  # of the cells, in words
         self.columns: list[int] = []
         self.owners: list[int] = []
-        self.rows = 0
+        self.exact: list[int] = []
 
     def add(self, cells: Sequence[str]) -> None:
         """Take one row."""
@@ -118,8 +107,7 @@ class Shingler:
             self.words += words or [""]
             self.lengths.append(len(words) or 1)
             self.columns.append(min(column, COLUMNS - 1))
-            self.owners.append(self.rows)
-        self.rows += 1
+            self.owners.append(len(self.exact))
         self.exact.append(_row_hash(found))
         if len(self.words) > BLOCK:
             self._flush()
@@ -142,25 +130,19 @@ class Shingler:
         hashes, owner = hashes[order], owner[order]
         new = np.ones(len(hashes), bool)
         new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
-        self.sizes.extend(np.bincount(owner[new], minlength=self.rows).tolist())
-        if self.scratch:
-            with files.disk_errors(self.place):
-                self.scratch.write(hashes[new].tobytes())
-        else:
-            self.parts.append(hashes[new])
+        many = np.bincount(owner[new], minlength=len(self.exact))
+        rows = self.first + np.arange(len(many))
+        places = records(PLACE, row=rows, many=many, start=self.end + np.cumsum(many) - many)
+        for column, values in zip(self.found, (hashes[new], places, np.array(self.exact, np.uint64))):
+            column.append(values)
+        self.first, self.end = self.first + len(many), self.end + int(many.sum())
         self._empty()
 
     def done(self) -> Sets:
         """All that was taken; nothing may be added after."""
         self._flush()
-        sizes, exact = np.asarray(self.sizes), np.asarray(self.exact)  # views: nothing is copied
-        starts = np.cumsum(sizes, dtype=np.int64)
-        starts -= sizes
-        if self.scratch is None:
-            return Sets(np.concatenate(self.parts), starts, sizes, exact)
-        with files.disk_errors(self.place):
-            self.scratch.flush()
-        return Sets(_Scratch(self.scratch), starts, sizes, exact)
+        hashes, places, exact = (each if isinstance(each, Column) else np.concatenate(each) for each in self.found)
+        return Sets(hashes, places, exact, self.folder)
 
 
 def sets_of(rows: Iterable[Sequence[str]], folder: Path | None = None, *, disk: bool = True) -> Sets:

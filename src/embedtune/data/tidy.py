@@ -1,7 +1,7 @@
 """A cleaned copy of a file: without repeats, near repeats and rows that cannot be used, each of them counted.
 
-The data is read twice: once to see what repeats, once to write. Between the two only hashes and numbers are kept
-(20 bytes for each row, 28 where rows have labels or scores; see `near` for the rest), no texts.
+The data is read twice: once to see what repeats, once to write. Between the two only hashes and numbers are kept, no
+texts, and these in files without a name beside the output (see `near`): memory does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import csv
 import io
 import json
 import re
-from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import repeat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +21,9 @@ from embedtune import files
 from embedtune.data import pairs
 from embedtune.data.clean import words_hash
 from embedtune.data.lines import Problem, ending
-from embedtune.data.near import leaders
+from embedtune.data.near import leaders_on_disk
 from embedtune.data.read import EXAMPLES, BadRows, Counts, DataLike, Row, place
+from embedtune.data.scratch import READ, Column, Numbers, blocks
 from embedtune.data.shingles import Shingler
 from embedtune.data.sides import Judged, Source, check_near, outside, same_again
 from embedtune.errors import UserError, short_list
@@ -148,50 +147,69 @@ def _need_one_text(source: Source, out: Path) -> None:
 
 @dataclass
 class _Seen:
-    """For each row the row that stays in its place, and whether it is an exact repeat of that one."""
+    """What is known of each row: the row that stays in its place, a hash of its texts, and one of its verdicts."""
 
-    leader: np.ndarray
-    exact: np.ndarray
-    verdicts: array[int]
+    leader: Column
+    exact: Numbers
+    verdicts: Column
     contrary: int = 0
     places: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        gone = np.flatnonzero(self.leader != np.arange(len(self.leader)))
-        for kind in (True, False):  # those that will be examples
-            shown = gone[self.exact[gone] == kind][:EXAMPLES]
-            self.places.update(dict.fromkeys(self.leader[shown].tolist(), ""))
+        found = {True: 0, False: 0}
+        for first, leader, away, exact in self._blocks():
+            for kind in found:  # those that will be examples
+                shown = leader[away[exact == kind]][: EXAMPLES - found[kind]]
+                self.places.update(dict.fromkeys(shown.tolist(), ""))
+                found[kind] += len(shown)
+            mine = self.verdicts[first : first + READ][away]
+            self.contrary += int((self.verdicts.take(leader[away]) != mine).sum())
+        self.ahead = self._fates()
+
+    def _blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each block of rows the first, the leaders, which rows do not stay, and whether these equal theirs."""
+        for first, leader in blocks(self.leader):
+            away = np.flatnonzero(leader != np.arange(first, first + len(leader)))
+            exact = self.exact.take(leader[away]) == self.exact[first : first + READ][away]
+            yield first, leader, away, exact
+
+    def _fates(self) -> Iterator[tuple[int, str]]:
+        """Of each row its leader, and why it does not stay ("" where it does)."""
+        for _, leader, away, exact in self._blocks():
+            reasons = [""] * len(leader)
+            for row, equal in zip(away.tolist(), exact.tolist()):
+                reasons[row] = EXACT if equal else NEAR
+            yield from zip(leader.tolist(), reasons)
 
     def stays(self, number: int, row: Row, counts: Counts) -> bool:
-        """Whether a row is kept; if not, it is tallied."""
-        if number >= len(self.leader):
+        """Whether a row is kept, asked of one after the other; if not, it is tallied."""
+        leader, reason = next(self.ahead, (-1, ""))
+        if leader < 0:
             return False  # the file has grown: `same_again` says so
         if number in self.places:
             self.places[number] = place(row)
-        leader = int(self.leader[number])
-        if leader == number:
+        if not reason:
             return True
-        reason = EXACT if self.exact[number] else NEAR
         counts.used -= 1
         there = self.places.get(leader, "").removeprefix(f"{row.file}, ")
         counts.note(counts.rejected, Problem(reason, reason, fix=""), f"{place(row)} (as {there})")
-        self.contrary += bool(self.verdicts) and self.verdicts[leader] != self.verdicts[number]
         return False
 
 
 def _survey(source: Source, counts: Counts, near: float | None, folder: Path) -> _Seen:
     """Read all rows and find out which repeat an earlier one."""
-    shingler, verdicts, silent = Shingler(folder), array("Q"), words_hash([])
-    for number, judged in enumerate(source.rows(counts)):
+    shingler, verdicts, silent = Shingler(folder), Column(np.uint64, folder), words_hash([])
+    some: list[int] = []
+    for judged in source.rows(counts):
         shingler.add(["\n".join(cell) for cell in (*judged.sides, *judged.negatives)])
         found = [str(judged.row.values[name]) for name in VERDICTS if name in judged.row.values]
-        if found and not verdicts:
-            verdicts.extend(repeat(silent, number))
-        if found or verdicts:
-            verdicts.append(words_hash(found))
+        some.append(words_hash(found) if found else silent)
+        if len(some) == READ:
+            verdicts.append(np.array(some, np.uint64))
+            some = []
+    verdicts.append(np.array(some, np.uint64))
     sets = shingler.done()
-    leader = leaders(sets, near)
-    return _Seen(leader, sets.exact[leader] == sets.exact, verdicts)
+    return _Seen(leaders_on_disk(sets, near), sets.exact, verdicts)
 
 
 class Writer:

@@ -1,0 +1,140 @@
+"""Numbers of rows in files without a name: added to at the end, read in blocks, so that they take no memory.
+
+`Column` is an array in such a file, `Parted` records that are put into parts by a key, which is how more of them are
+sorted than fit into memory. The pages of these files are the system's cache, not the process's own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from embedtune import files
+
+READ = 1 << 16  # items read at once
+PAGE = 512  # items that are read to get one of them
+PART = 1 << 18  # records in a part, about: so many are sorted in memory
+
+
+class Numbers(Protocol):
+    """An array, or a file that is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+    def __array__(self, dtype: Any = None, /) -> np.ndarray: ...
+
+    def take(self, rows: np.ndarray, /) -> np.ndarray:
+        """The items at `rows`, a copy."""
+        ...
+
+
+class Column:
+    """An array in a file without a name, which goes with its last reader.
+
+    `kind` is the dtype of its items; `folder` is where the file goes (the system's temporary folder). What the disk
+    refuses is a UserError.
+    """
+
+    def __init__(self, kind: Any, folder: Path | None = None) -> None:
+        self.kind = np.dtype(kind)
+        self.place = folder or Path(tempfile.gettempdir())
+        with files.disk_errors(self.place):
+            self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes when its reader goes
+        self.many = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add items at the end."""
+        with files.disk_errors(self.place):
+            self.file.write(values.astype(self.kind, copy=False).tobytes())
+            self.file.flush()
+        self.many += len(values)
+
+    def __len__(self) -> int:
+        return self.many
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        start, stop, _ = part.indices(self.many)
+        size = self.kind.itemsize
+        return np.frombuffer(os.pread(self.file.fileno(), size * max(0, stop - start), size * start), self.kind)
+
+    def __setitem__(self, number: int, value: int) -> None:
+        with files.disk_errors(self.place):
+            os.pwrite(self.file.fileno(), self.kind.type(value).tobytes(), self.kind.itemsize * number)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        found = np.empty(self.many, self.kind)
+        for first, block in blocks(self):
+            found[first : first + len(block)] = block
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+    def take(self, rows: np.ndarray, /) -> np.ndarray:
+        """The items at `rows`, in any order; those that stand close together are read at once."""
+        found = np.empty(len(rows), self.kind)
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order].astype(np.int64)
+        edges = np.flatnonzero(np.diff(ordered // PAGE, prepend=-1)).tolist()
+        for start, stop in zip(edges, [*edges[1:], len(rows)]):
+            first = int(ordered[start]) // PAGE * PAGE
+            found[order[start:stop]] = self[first : first + PAGE][ordered[start:stop] - first]
+        return found
+
+    def mapped(self) -> mmap.mmap:
+        """The file as memory that can be written: what is there must have been appended before."""
+        return mmap.mmap(self.file.fileno(), self.many * self.kind.itemsize)
+
+
+def blocks(numbers: Numbers) -> Iterator[tuple[int, np.ndarray]]:
+    """All items in blocks of READ, each with the number of its first."""
+    for first in range(0, len(numbers), READ):
+        yield first, numbers[first : first + READ]
+
+
+def parts_for(records: int) -> int:
+    """How many parts keep each at about PART records."""
+    return max(1, -(-records // PART))
+
+
+def records(kind: np.dtype, **fields: np.ndarray) -> np.ndarray:
+    """Columns of one length side by side."""
+    found = np.empty(len(next(iter(fields.values()))), kind)
+    for name, values in fields.items():
+        found[name] = values
+    return found
+
+
+class Parted:
+    """Records in parts; in each they stand in the order in which they were added.
+
+    What is added at once stands together in one file, part after part; where a part begins is known for each time.
+    """
+
+    def __init__(self, kind: np.dtype, parts: int, folder: Path | None = None) -> None:
+        self.records, self.parts = Column(kind, folder), parts
+        self.edges: list[np.ndarray] = []
+
+    def add(self, some: np.ndarray, part: np.ndarray) -> None:
+        """Put each of `some` records into its `part`, (n,) of 0 to parts - 1."""
+        order = np.argsort(part, kind="stable")
+        self.edges.append(len(self.records) + np.searchsorted(part[order], np.arange(self.parts + 1)))
+        self.records.append(some[order])
+
+    def part(self, number: int) -> Iterator[np.ndarray]:
+        """The records of a part, in one block, or in several where it has come out much larger than PART."""
+        some: list[np.ndarray] = []
+        many = 0
+        for edges in self.edges:
+            some.append(self.records[int(edges[number]) : int(edges[number + 1])])
+            many += len(some[-1])
+            if many >= 2 * PART:
+                yield np.concatenate(some)
+                some, many = [], 0
+        if many:
+            yield np.concatenate(some)
