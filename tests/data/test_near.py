@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.data import near as near_module
+from embedtune.data import scratch
 from embedtune.data import shingles as shingles_module
 from embedtune.data.clean import shingles, text_hash
 from embedtune.data.near import components, leaders, repeated
@@ -52,6 +53,9 @@ def brute_components(rows, threshold):
 def block(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shingles_module, "BLOCK", request.param)
+        if request.param == 5:
+            for module, name, value in ((scratch, "READ", 2), (scratch, "PART", 3), (near_module, "TOUCHED", 4)):
+                patch.setattr(module, name, value)
         yield
 
 

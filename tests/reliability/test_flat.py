@@ -4,15 +4,17 @@ What a whole process holds is known to some MB, which takes 10^5 rows to see; so
 that go over all rows allocate, where a few bytes a row are seen at once.
 """
 
+import json
 import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from embedtune.data.near import leaders
+from embedtune.data.near import leaders_on_disk
 from embedtune.data.shingles import sets_of
 from embedtune.data.split import hold_out
+from embedtune.data.tidy import clean
 from embedtune.data.tokens import Tokens
 from embedtune.enrich.candidates import Candidates
 from embedtune.parts import divide
@@ -106,13 +108,51 @@ def test_texts_to_mine_in_keep_16_bytes_each(tmp_path):
     assert kept < 30_000 * 16 + 60_000, "what a text itself takes is four times that"
 
 
-def test_shingles_and_repeats_keep_28_bytes_a_row(tmp_path):
-    def work():
-        sets = sets_of(([line] for line in lines(40_000)), tmp_path)
-        return sets, leaders(sets, None)
+def small_parts(monkeypatch):
+    """What is handled at once when repeats are looked for, so small that 1,000 lines are many."""
+    for name, value in (
+        ("scratch.READ", 256),
+        ("scratch.PART", 512),
+        ("tidy.READ", 256),
+        ("lines.CHUNK_BYTES", 1 << 13),
+        ("shingles.BLOCK", 2048),
+        ("shingles.ROWS", 256),
+        ("shingles.KNOWN_WORDS", 500),
+        ("near.TABLE_BITS", 10),  # so that every shingle seems to stand in several rows, as it does among 10^7
+        ("near.TOUCHED", 64),
+    ):
+        monkeypatch.setattr(f"embedtune.data.{name}", value)
 
-    kept = allocated(work)[1]
-    assert kept < 40_000 * 28
+
+def with_repeats(count):
+    """Lines of which every other one comes twice, a tenth of these with a word more."""
+    for number, line in enumerate(lines(count)):
+        yield line
+        if number % 2:
+            yield line if number % 20 > 1 else line + " more"
+
+
+@pytest.mark.parametrize("near", [0.8, None])
+def test_finding_repeats_allocates_what_its_blocks_take(monkeypatch, tmp_path, near):
+    small_parts(monkeypatch)
+
+    found = []
+    for count in (1_000, 4_000):
+        rows = [[line] for line in with_repeats(count)]
+        found.append(allocated(lambda rows=rows: leaders_on_disk(sets_of(rows, tmp_path), near))[0])
+    assert found[1] - found[0] < 25_000, "of 4,500 rows more not six bytes each"
+
+
+def test_a_cleaned_file_allocates_what_blocks_take(monkeypatch, tmp_path):
+    small_parts(monkeypatch)
+    found = []
+    for count in (500, 2_000):
+        with (tmp_path / f"{count}.jsonl").open("w", encoding="utf-8") as file:
+            for number, line in enumerate(with_repeats(count)):
+                file.write(json.dumps({"text": line, "label": number % 2}) + "\n")
+        paths = tmp_path / f"{count}.jsonl", tmp_path / "cleaned.jsonl"
+        found.append(allocated(lambda paths=paths: clean(*paths, force=True))[0])
+    assert found[1] - found[0] < 12_500, "of 2,250 rows more not six bytes each"
 
 
 @pytest.mark.filterwarnings("ignore")

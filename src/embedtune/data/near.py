@@ -20,8 +20,8 @@ from mmap import MADV_DONTNEED
 
 import numpy as np
 
-from embedtune.data.scratch import PART, READ, Column, Numbers, Parted, blocks, parts_for, records
-from embedtune.data.shingles import COLUMNS, PLACE, SHIFT, Sets
+from embedtune.data.scratch import Column, Numbers, Parted, blocks, parts_for, records, zeros
+from embedtune.data.shingles import COLUMNS, SHIFT, Sets
 
 CROWD = 200  # rows that are kept for a rare shingle, unless a row has a rarer one: beyond, it is boilerplate
 TABLE_BITS = 25  # the largest table of counts
@@ -45,14 +45,13 @@ def leaders(sets: Sets, near: float | None) -> np.ndarray:
 def leaders_on_disk(sets: Sets, near: float | None) -> Column:
     """The same in a file without a name: memory does not depend on the number of rows."""
     label, distinct = _exact(sets)
-    for place, own, slots, index in _suspects(sets, distinct, near):
-        others = index.candidates(len(own), slots)
-        others = others[np.argsort(others["row"])]
-        found = others["row"][_near(own, *sets.read(others), index.near)]
+    for row, own, slots, index in _suspects(sets, distinct, near):
+        others = np.sort(index.candidates(len(own), slots))
+        found = others[_near(own, *sets.gather(others), index.near)]
         if len(found):
-            label[int(place["row"])] = found[0]
+            label[row] = found[0]
         else:
-            index.insert(place, slots)
+            index.insert(row, len(own), slots)
     final = Column(np.uint32, sets.folder)
     for first, block in blocks(label):
         away = np.flatnonzero(block != np.arange(first, first + len(block)))
@@ -75,17 +74,16 @@ def components(sets: Sets, near: float | None) -> np.ndarray:
             parent[row] = row = parent[parent[row]]
         return row
 
-    for place, own, slots, index in _suspects(sets, distinct, near):
-        row = int(place["row"])
+    for row, own, slots, index in _suspects(sets, distinct, near):
         others = index.candidates(len(own), slots)
         # A few first: where all are alike, they bring the row into the component of all the others.
         for some in (others[:1], others[1:9], others[9:]):
             mine = root(row)
-            some = some[[root(other) != mine for other in some["row"].tolist()]] if len(some) else some
-            for other in some["row"][_near(own, *sets.read(some), index.near)].tolist():
+            some = np.array([other for other in some.tolist() if root(other) != mine], np.int64)
+            for other in some[_near(own, *sets.gather(some), index.near)].tolist():
                 a, b = sorted((root(row), root(other)))
                 parent[b] = a
-        index.insert(place, slots)
+        index.insert(row, len(own), slots)
     return np.fromiter(map(root, range(len(sets))), np.int64, len(sets))[np.asarray(label)]
 
 
@@ -136,7 +134,7 @@ def _finder(
     )
     index = _Index(rows, near, int(many.sum()) + len(many))
     owners = np.concatenate([np.zeros(0, np.uint32), *(owner for _, owner in prefixes)])
-    starts = index.fill(rows.places.take(owners), group, many)
+    starts = index.fill(owners, rows.sizes(owners), group, many)
 
     def find(block: Sets, done: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         everything = np.arange(len(block))
@@ -149,8 +147,8 @@ def _finder(
             for number, slots in _by_row(numbers[there], starts[place[there]]):
                 own = block.row(number)
                 others = index.candidates(len(own), slots)
-                others = others[~done[others["row"]]]
-                yield number, others["row"][_near(own, *rows.read(others), near)]
+                others = others[~done[others]]
+                yield number, others[_near(own, *rows.gather(others), near)]
 
     return find
 
@@ -247,30 +245,26 @@ def _prefixes(
 class _Index:
     """For each rare shingle the rows that have it, as far as they were inserted.
 
-    It is a file of `size` PLACE: at the slot of a shingle stands (as `row`) how many rows it has, and behind that the
-    places of these. In memory stand the pages of the last TOUCHED shingles looked up.
+    It is a file of `size` int64: at the slot of a shingle stands how many rows it has, and behind that each of these
+    with its size, row << 32 | size. In memory stand the pages of the last TOUCHED shingles looked up.
     """
 
     def __init__(self, sets: Sets, near: float, size: int) -> None:
         self.near = near
-        empty = Column(PLACE, sets.folder)
-        for _ in range(0, size + 1, READ):  # written, so that a full disk is an error and not a signal
-            empty.append(np.zeros(min(READ, size + 1), PLACE))
-        self.map = empty.mapped()
-        self.places = np.frombuffer(self.map, PLACE)
-        self.filled = self.places["row"]
+        self.map = zeros(np.int64, max(1, size), sets.folder).mapped()
+        self.rows = np.frombuffer(self.map, np.int64)
         self.touched = 0
 
-    def insert(self, place: np.ndarray, slots: np.ndarray) -> None:
-        """Let a row be found by the shingles at `slots`."""
-        filled = self.filled[slots]
+    def insert(self, row: int, size: int, slots: np.ndarray) -> None:
+        """Let a row of `size` shingles be found by those at `slots`."""
+        filled = self.rows[slots]
         if filled.min() < CROWD:
             free = filled < 4 * CROWD
-            self.places[slots[free] + 1 + filled[free]] = place
-            self.filled[slots[free]] += 1
+            self.rows[slots[free] + 1 + filled[free]] = row << 32 | size
+            self.rows[slots[free]] += 1
 
     def candidates(self, size: int, slots: np.ndarray) -> np.ndarray:
-        """Places of rows that may be near one of `size` shingles, those with most rare shingles in common first.
+        """Rows that may be near one of `size` shingles, those with most rare shingles in common first.
 
         Beyond its rarest, a row has ceil(t n) - 1 shingles; what more is to be shared must be among the rarest.
         """
@@ -278,27 +272,26 @@ class _Index:
         if self.touched > TOUCHED:
             self.map.madvise(MADV_DONTNEED)
             self.touched = 0
-        stops = slots + 1 + self.filled[slots]
-        found = np.concatenate([self.places[a:b] for a, b in zip((slots + 1).tolist(), stops.tolist())])
-        _, first, shared = np.unique(found["row"], return_index=True, return_counts=True)
-        others = found[first]
-        sizes = others["many"].astype(np.int64)
+        stops = slots + 1 + self.rows[slots]
+        parts = [self.rows[a:b] for a, b in zip((slots + 1).tolist(), stops.tolist())]
+        others, shared = np.unique(np.concatenate(parts), return_counts=True)
+        others, sizes = others >> 32, others & (2**32 - 1)
         overlap = np.ceil(self.near / (1 + self.near) * (sizes + size) - CAREFUL)
         fits = shared > overlap - _least(self.near, np.maximum(sizes, size))
         fits &= np.minimum(sizes, size) >= self.near * np.maximum(sizes, size) - CAREFUL
         return others[fits][np.argsort(-shared[fits], kind="stable")]
 
-    def fill(self, places: np.ndarray, groups: np.ndarray, many: np.ndarray) -> np.ndarray:
+    def fill(self, rows: np.ndarray, sizes: np.ndarray, groups: np.ndarray, many: np.ndarray) -> np.ndarray:
         """Insert rows without a limit, `many` in each of the groups; gives the slots of these."""
         slots = np.cumsum(many + 1) - many - 1
-        self.filled[slots] = many
+        self.rows[slots] = many
         order = np.argsort(groups, kind="stable")
-        self.places[np.arange(len(order)) + groups[order] + 1] = places[order]
+        self.rows[np.arange(len(order)) + groups[order] + 1] = (rows.astype(np.int64) << 32 | sizes)[order]
         return slots
 
 
 def _tokens(sets: Sets, distinct: Numbers, near: float) -> tuple[Parted, np.ndarray]:
-    """Rare shingles that seem to stand in two rows, parted by hash; and rows that cut these into runs of about PART."""
+    """Rare shingles that seem to stand in two rows, parted by hash; and rows that cut these into runs as long."""
     counts = _counted(sets, distinct)
     most = 0
     for _, some in blocks(distinct):
@@ -308,7 +301,7 @@ def _tokens(sets: Sets, distinct: Numbers, near: float) -> tuple[Parted, np.ndar
     for tokens, owner in _prefixes(sets, distinct, counts, near, 2):
         by_hash.add(records(KEYED, key=tokens, row=owner), tokens % np.uint64(by_hash.parts))
         many += len(tokens)
-        if many >= PART:
+        if many >= most // by_hash.parts:
             starts.append(int(owner[-1]) + 1)
             many = 0
     return by_hash, np.array(starts)
@@ -342,8 +335,8 @@ def _slots(sets: Sets, distinct: Numbers, near: float) -> tuple[Parted, int]:
 
 def _suspects(
     sets: Sets, distinct: Numbers, near: float | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, _Index]]:
-    """The rows, ascending, that may be near another: place, shingles, slots in an index; and that index."""
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, _Index]]:
+    """The rows, ascending, that may be near another: number, shingles, slots in an index; and that index."""
     if near is None:
         return
     by_row, size = _slots(sets, distinct, near)
@@ -354,11 +347,10 @@ def _suspects(
         rows = np.unique(found["row"])
         each = _by_row(found["row"], found["slot"])
         for block in sets.blocks(rows):
-            places = sets.places.take(block)
-            stops = np.cumsum(places["many"], dtype=np.int64).tolist()
-            flat, _ = sets.read(places)
-            for place, start, stop, (_, slots) in zip(places, [0, *stops], stops, each):
-                yield place, flat[start:stop], slots, index
+            flat, owner = sets.gather(block)
+            stops = np.searchsorted(owner, np.arange(len(block)), "right").tolist()
+            for start, stop, (row, slots) in zip([0, *stops], stops, each):
+                yield row, flat[start:stop], slots, index
 
 
 def _by_row(owner: np.ndarray, group: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

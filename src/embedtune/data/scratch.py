@@ -62,8 +62,12 @@ class Column:
 
     def __getitem__(self, part: slice, /) -> np.ndarray:
         start, stop, _ = part.indices(self.many)
+        return np.frombuffer(self.read(start, stop), self.kind)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The items from `start` to before `stop`, as they stand in the file."""
         size = self.kind.itemsize
-        return np.frombuffer(os.pread(self.file.fileno(), size * max(0, stop - start), size * start), self.kind)
+        return os.pread(self.file.fileno(), size * max(0, stop - start), size * start)
 
     def __setitem__(self, number: int, value: int) -> None:
         with files.disk_errors(self.place):
@@ -79,16 +83,24 @@ class Column:
         """The items at `rows`, in any order; those that stand close together are read at once."""
         found = np.empty(len(rows), self.kind)
         order = np.argsort(rows, kind="stable")
-        ordered = rows[order].astype(np.int64)
-        edges = np.flatnonzero(np.diff(ordered // PAGE, prepend=-1)).tolist()
-        for start, stop in zip(edges, [*edges[1:], len(rows)]):
-            first = int(ordered[start]) // PAGE * PAGE
-            found[order[start:stop]] = self[first : first + PAGE][ordered[start:stop] - first]
+        pages, places = np.divmod(rows[order], PAGE)
+        edges = (np.flatnonzero(pages[1:] != pages[:-1]) + 1).tolist()
+        for start, stop in zip([0, *edges], [*edges, len(rows)] if len(rows) else ()):
+            first = int(pages[start]) * PAGE
+            found[order[start:stop]] = self[first : first + PAGE][places[start:stop]]
         return found
 
     def mapped(self) -> mmap.mmap:
-        """The file as memory that can be written: what is there must have been appended before."""
+        """The file as memory to write to; it must not be empty."""
         return mmap.mmap(self.file.fileno(), self.many * self.kind.itemsize)
+
+
+def zeros(kind: Any, size: int, folder: Path | None = None) -> Column:
+    """A column of zeros that are written, so that a full disk is an error here and not a signal where it is mapped."""
+    column = Column(kind, folder)
+    for start in range(0, size, READ):
+        column.append(np.zeros(min(READ, size - start), column.kind))
+    return column
 
 
 def blocks(numbers: Numbers) -> Iterator[tuple[int, np.ndarray]]:
@@ -128,13 +140,14 @@ class Parted:
 
     def part(self, number: int) -> Iterator[np.ndarray]:
         """The records of a part, in one block, or in several where it has come out much larger than PART."""
-        some: list[np.ndarray] = []
+        some: list[bytes] = []
         many = 0
         for edges in self.edges:
-            some.append(self.records[int(edges[number]) : int(edges[number + 1])])
-            many += len(some[-1])
+            start, stop = edges[number : number + 2].tolist()
+            some.append(self.records.read(start, stop))
+            many += stop - start
             if many >= 2 * PART:
-                yield np.concatenate(some)
+                yield np.frombuffer(b"".join(some), self.records.kind)
                 some, many = [], 0
         if many:
-            yield np.concatenate(some)
+            yield np.frombuffer(b"".join(some), self.records.kind)

@@ -1,6 +1,6 @@
 """Texts as sets of hashed shingles (runs of three words), on disk: what `near` compares.
 
-All of it lies in files without a name: 8 bytes for each shingle, 24 for each row. Two different shingles are taken
+All of it lies in files without a name: 8 bytes for each shingle, 20 for each row. Two different shingles are taken
 for one with probability 2^-60.
 """
 
@@ -22,7 +22,7 @@ SHIFT = np.uint64(60)
 BLOCK = 250_000  # words or shingles handled at once
 ROWS = 1 << 16  # rows whose sizes are summed up at once
 KNOWN_WORDS = 200_000  # whose hashes are kept at hand
-PLACE = np.dtype([("row", np.uint32), ("many", np.uint32), ("start", np.int64)])
+PLACE = np.dtype([("start", np.int64), ("many", np.uint32)])
 
 
 @dataclass(frozen=True)
@@ -43,30 +43,31 @@ class Sets:
 
     def row(self, number: int) -> np.ndarray:
         """The shingles of one row."""
-        return self.read(self.places[number : number + 1])[0]
+        start, many = self.places[number : number + 1][0].tolist()
+        return self.hashes[start : start + many]
 
     def sizes(self, rows: np.ndarray) -> np.ndarray:
         """How many shingles the rows have, (len(rows),) int64."""
         return self.places.take(rows)["many"].astype(np.int64)
 
     def gather(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shingles of several rows end to end, and for each the place of its row in `rows`."""
-        return self.read(self.places.take(rows))
+        """The shingles of several rows end to end, and for each the place of its row in `rows`.
 
-    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same by the rows' `places`; rows that stand end to end are read at once."""
+        Rows that stand end to end in the file are read at once.
+        """
+        if not len(rows):
+            return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        places = self.places.take(rows)
         starts, many = places["start"], places["many"].astype(np.int64)
         stops = starts + many
         apart = np.flatnonzero(starts[1:] != stops[:-1])
-        edges = zip(starts[[0, *apart + 1]].tolist(), stops[[*apart, -1]].tolist()) if len(places) else ()
-        flat = np.concatenate([np.zeros(0, np.uint64), *(self.hashes[start:stop] for start, stop in edges)])
-        return flat, np.repeat(np.arange(len(places)), many)
+        edges = zip(starts[[0, *apart + 1]].tolist(), stops[[*apart, -1]].tolist())
+        flat = np.concatenate([self.hashes[start:stop] for start, stop in edges])
+        return flat, np.repeat(np.arange(len(rows)), many)
 
     def part(self, rows: np.ndarray) -> Sets:
         """Those rows as sets of their own; no shingle is copied."""
-        places = self.places.take(rows)
-        places["row"] = np.arange(len(rows))
-        return Sets(self.hashes, places, self.exact.take(rows), self.folder)
+        return Sets(self.hashes, self.places.take(rows), self.exact.take(rows), self.folder)
 
     def blocks(self, rows: Numbers) -> Iterator[np.ndarray]:
         """`rows` in runs of about BLOCK shingles, at least one row each."""
@@ -90,7 +91,7 @@ class Shingler:
         kinds = (np.uint64, PLACE, np.uint64)
         self.found = [Column(kind, folder) if disk else list[np.ndarray]() for kind in kinds]
         self.known: dict[str, int] = {}  # hashes of words
-        self.first, self.end = 0, 0  # row, and shingle, that the next block begins with
+        self.end = 0  # shingles of the blocks before
         self._empty()
 
     def _empty(self) -> None:
@@ -131,11 +132,10 @@ class Shingler:
         new = np.ones(len(hashes), bool)
         new[1:] = (hashes[1:] != hashes[:-1]) | (owner[1:] != owner[:-1])
         many = np.bincount(owner[new], minlength=len(self.exact))
-        rows = self.first + np.arange(len(many))
-        places = records(PLACE, row=rows, many=many, start=self.end + np.cumsum(many) - many)
+        places = records(PLACE, start=self.end + np.cumsum(many) - many, many=many)
         for column, values in zip(self.found, (hashes[new], places, np.array(self.exact, np.uint64))):
             column.append(values)
-        self.first, self.end = self.first + len(many), self.end + int(many.sum())
+        self.end += int(many.sum())
         self._empty()
 
     def done(self) -> Sets:

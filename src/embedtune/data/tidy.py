@@ -162,7 +162,7 @@ class _Seen:
                 shown = leader[away[exact == kind]][: EXAMPLES - found[kind]]
                 self.places.update(dict.fromkeys(shown.tolist(), ""))
                 found[kind] += len(shown)
-            mine = self.verdicts[first : first + READ][away]
+            mine = self.verdicts[first : first + len(leader)][away]
             self.contrary += int((self.verdicts.take(leader[away]) != mine).sum())
         self.ahead = self._fates()
 
@@ -170,7 +170,7 @@ class _Seen:
         """Of each block of rows the first, the leaders, which rows do not stay, and whether these equal theirs."""
         for first, leader in blocks(self.leader):
             away = np.flatnonzero(leader != np.arange(first, first + len(leader)))
-            exact = self.exact.take(leader[away]) == self.exact[first : first + READ][away]
+            exact = self.exact.take(leader[away]) == self.exact[first : first + len(leader)][away]
             yield first, leader, away, exact
 
     def _fates(self) -> Iterator[tuple[int, str]]:
