@@ -75,7 +75,7 @@ def test_a_full_disk_is_an_error_in_words(tmp_path, monkeypatch):
     column = Column(np.uint64, tmp_path)
     column.append(np.arange(3))
 
-    def full(*_):
+    def full(*_, **_more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.pwrite", full)
