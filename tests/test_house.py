@@ -58,8 +58,8 @@ IMPORTS = {
     "__main__": {"cli"},
 }
 MOST_LINES, MOST_FUNCTION_LINES, MOST_ARGUMENTS = 400, 60, 8
-# Of torch.nn, autograd, pydantic, and of what no `except Exception` may take for an error: a signal.
-BASES = {"Module", "Protocol", "Function", "Exception", "BaseException", "NamedTuple", "BaseModel"}
+# Of torch.nn, autograd and pydantic; of what stands in for a dict; of what no `except Exception` may take for an error.
+BASES = {"Module", "Protocol", "Function", "Exception", "BaseException", "NamedTuple", "BaseModel", "Mapping"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "torch.save", "yaml.load",
                    "torch.export.load", "torch.jit.load", "torch.hub.load"}  # fmt: skip
@@ -84,6 +84,10 @@ WRITERS = {
     "run_pairs.py: file.write": "a file that files.growing opened and renames",
     "data/scratch.py: tempfile.TemporaryFile": "scratch space for shingles and rows; it has no name and no reader",
     "data/scratch.py: self.file.write": "that same scratch space",
+    "data/stored.py: self.scratch.write": "a file that files.scratch opened",
+    "encoder/encode.py: scratch.write": "another one of these",
+    "data/shingles.py: tempfile.TemporaryFile": "scratch space for shingles; it has no name and no reader",
+    "data/shingles.py: self.scratch.write": "that same scratch space",
     "serve/listen.py: connection.transport.write": "a socket",
     "search/bulk.py: file.write": "a file that files.growing opened and renames",
     "search/lexical.py: tempfile.TemporaryFile": "scratch space for postings; it has no name and no reader",
@@ -188,7 +192,8 @@ def test_sizes(path):
 def test_classes_inherit_at_most_once(path):
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ClassDef):
-            bases = {dotted(base).rpartition(".")[2] for base in node.bases}
+            plain = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+            bases = {dotted(base).rpartition(".")[2] for base in plain}
             assert len(bases) <= 1 and bases <= BASES, f"{node.name} inherits from {bases}"
 
 

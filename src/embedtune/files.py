@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from embedtune.errors import UserError
 
@@ -87,6 +88,21 @@ def disk_errors(place: Path) -> Iterator[None]:
         if refused.errno not in REFUSALS:
             raise
         raise _cannot_write(Path(refused.filename) if isinstance(refused.filename, str) else place, refused) from error
+
+
+def scratch_folder() -> Path:
+    """Where scratch files go: what TMPDIR names, else the system's place for temporary files."""
+    return Path(tempfile.gettempdir())
+
+
+def scratch(folder: Path | None = None) -> IO[bytes]:
+    """An open file without a name, to write and to read; it is gone with the last that holds it, even after a kill.
+
+    Who writes into it does so within `disk_errors`. Raises UserError where there can be none.
+    """
+    place = folder or scratch_folder()
+    with disk_errors(place):
+        return tempfile.TemporaryFile(dir=place)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -347,11 +363,9 @@ def append_line(path: Path, line: str) -> None:
         raise _cannot_write(path, error) from error
 
 
-def need_space(place: Path, needed: int, what: str) -> None:
+def need_space(place: Path, needed: int, what: str, fix: str = "choose another --out") -> None:
     """Refuse, before any work, to write `needed` bytes where fewer are free."""
     existing = next(p for p in [place, *place.absolute().parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise UserError(
-            f"{what} needs about {needed:,} bytes, {free:,} are free", where=str(place), fix="choose another --out"
-        )
+        raise UserError(f"{what} needs about {needed:,} bytes, {free:,} are free", where=str(place), fix=fix)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -22,7 +22,7 @@ UNIT_ROUNDOFF = 2.0**-24
 
 
 class Rows(Protocol):
-    """A matrix that is read by slices and row numbers: an array, a memory map, a `Unit`."""
+    """A matrix that is read by slices and row numbers: an array, a memory map, a `Unit`, a `Scratch`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,10 +33,35 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
-    """The first `dim` numbers of each row, scaled to length one as the row is read; a zero row stays zero."""
+class Scratch:
+    """A matrix (N, D) of float32 in a file that is open, read where something is asked for.
 
-    vectors: np.ndarray
+    It is not mapped: the pages of a map that is read as a whole are memory like any other.
+    """
+
+    file: IO[bytes]
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if isinstance(rows, slice):
+            first, last, step = rows.indices(self.shape[0])
+            assert step == 1
+            return self._run(first, max(first, last))
+        rows = np.asarray(rows)
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)  # of numbers that follow each other
+        return np.concatenate([self._run(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)] or [self[:0]])
+
+    def _run(self, first: int, last: int) -> np.ndarray:
+        width = 4 * self.shape[1]
+        self.file.seek(first * width)
+        return np.frombuffer(self.file.read((last - first) * width), np.float32).reshape(-1, self.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """The first `dim` numbers of each row, as they are."""
+
+    vectors: Rows
     dim: int | None = None
 
     @property
@@ -45,7 +70,23 @@ class Unit:
         return self.vectors.shape[0], min(self.dim or self.vectors.shape[1], self.vectors.shape[1])
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return unit(np.asarray(self.vectors[rows], np.float32)[..., : self.dim])
+        return np.asarray(self.vectors[rows], np.float32)[..., : self.dim]
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """The first `dim` numbers of each row, scaled to length one as the row is read; a zero row stays zero."""
+
+    vectors: Rows
+    dim: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, dim)."""
+        return Cut(self.vectors, self.dim).shape
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return unit(Cut(self.vectors, self.dim)[rows])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,18 +55,26 @@ def told(command: Any, lines: list[str], found: list[dict[str, Any]], drifts: Dr
     return Output(lines, {"data": found, "drift": drifts.as_dict()}, code)
 
 
-def texts_of(data: Any) -> list[str]:
-    """The texts of data that is judged on."""
-    if data.retrieval:
-        return [*data.retrieval.queries.values(), *data.retrieval.corpus.values()]
-    return [text for pair in data.scored for text in (pair.sentence1, pair.sentence2)]
+@dataclass(frozen=True)
+class Texts:
+    """The texts of data that is judged on, read anew each time they are iterated."""
+
+    judged: Any
+
+    def __iter__(self) -> Iterator[str]:
+        if self.judged.retrieval:
+            yield from self.judged.retrieval.queries.values()
+            yield from self.judged.retrieval.corpus.values()
+        for pair in self.judged.scored:
+            yield from (pair.sentence1, pair.sentence2)
 
 
 def find_drift(
-    encoders: Sequence[Any], texts: Mapping[str, Sequence[str]], note: Callable[[str], None], *, models: bool = True
+    encoders: Sequence[Any], texts: Mapping[str, Iterable[str]], note: Callable[[str], None], *, models: bool = True
 ) -> Drifts:
     """Drift between the data sets, `texts` by name, and between the `models`, on these texts and on general ones.
 
+    Texts are iterated only where there is something to compare, and then more than once.
     Hosted models are left out, for their vectors cost money: data is then compared by its words alone.
     """
     from embedtune.encoder.encode import LocalEncoder
@@ -90,7 +98,9 @@ def find_drift(
     return Drifts([each for each in found if each], moved)
 
 
-def _some(texts: Sequence[str]) -> list[str]:
+def _some(texts: Iterable[str]) -> list[str]:
     """At most MOST of the distinct texts, evenly spread."""
-    kept = list(dict.fromkeys(texts))
-    return kept[:: max(1, -(-len(kept) // MOST))]
+    from embedtune.data.distinct import distinct, texts_at
+
+    numbers = distinct(texts)
+    return texts_at(texts, numbers[:: max(1, -(-len(numbers) // MOST))])

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedtune.data.lines import SKIP, Problem, ending
 from embedtune.data.read import BadRows, Counts, Row, read_rows
+from embedtune.data.stored import Stored
 from embedtune.errors import UserError, did_you_mean, short_list
 
 if TYPE_CHECKING:
@@ -34,13 +35,14 @@ class RetrievalSet:
     """Queries and corpus by id, and relevance by query and document; every query has at least one judgement.
 
     Relevance above 0 is relevant, and larger is more so; a document without a judgement counts as not relevant.
-    `remarks` say what was left out.
+    `remarks` say what was left out. Plain dicts will do; the corpus of a BEIR folder is a `Stored`, which is not in
+    memory.
     """
 
     name: str
-    queries: dict[str, str]
-    corpus: dict[str, str]
-    qrels: dict[str, dict[str, int]]
+    queries: Mapping[str, str]
+    corpus: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]
     remarks: list[str] = field(default_factory=list)
 
 
@@ -77,9 +79,10 @@ def read_beir(
 ) -> RetrievalSet:
     """Read corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; without `split` there must be one qrels file.
 
-    The text of a document is its title and text, joined by a space. Only the queries that the split judges are
-    kept. Unknown ids, ids that come twice, empty texts, relevance that is no whole number, and queries that no qrels
-    file judges are one UserError; with bad_rows="skip" they are left out and counted in `remarks`.
+    The text of a document is its title and text, joined by a space; the corpus is a `Stored`. Only the queries that
+    the split judges are kept. Unknown ids, ids that come twice, empty texts, relevance that is no whole number, and
+    queries that no qrels file judges are one UserError; with bad_rows="skip" they are left out and counted in
+    `remarks`. Raises UserError, too, where the disk has no room for the corpus.
     """
     folder = Path(folder)
     tally = counts if counts is not None else Counts()
@@ -210,9 +213,9 @@ def _qrels_file(folder: Path, split: str | None) -> tuple[Path, list[Path]]:
     return file, [path for path in there if path != file]
 
 
-def _read_texts(file: Path, bad_rows: BadRows, wrong: _Wrong) -> dict[str, str]:
+def _read_texts(file: Path, bad_rows: BadRows, wrong: _Wrong) -> Stored:
     """Texts by id, in the order of the file."""
-    out: dict[str, str] = {}
+    out = Stored()
     for row in read_rows(file, bad_rows=bad_rows, counts=wrong.tally):
         key, text = _id(row.values), _text(row.values)
         place = f"line {row.number:,}"
@@ -226,9 +229,9 @@ def _read_texts(file: Path, bad_rows: BadRows, wrong: _Wrong) -> dict[str, str]:
             wrong.add(file, "has no text", f"{place} ({key[:40]!r})")
             # Known all the same, so that its judgements are not a second complaint where all is refused anyway.
             if bad_rows == "fail":
-                out[key] = text
+                out.add(key, text)
         else:
-            out[key] = text
+            out.add(key, text)
     return out
 
 
@@ -258,7 +261,12 @@ def _qrels_rows(file: Path, bad_rows: BadRows, tally: Counts) -> Iterator[Row]:
 
 
 def _read_qrels(
-    file: Path, queries: dict[str, str], corpus: dict[str, str], bad_rows: BadRows, wrong: _Wrong, remarks: list[str]
+    file: Path,
+    queries: Mapping[str, str],
+    corpus: Mapping[str, str],
+    bad_rows: BadRows,
+    wrong: _Wrong,
+    remarks: list[str],
 ) -> tuple[dict[str, dict[str, int]], set[str]]:
     """Relevance by query and document, and all query ids that the file names."""
     qrels: dict[str, dict[str, int]] = {}

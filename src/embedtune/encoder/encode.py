@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from embedtune import files
 from embedtune.encoder import embedder, exported, load
 from embedtune.encoder.device import fast_precision, pick_device
 from embedtune.encoder.embed import WINDOW, Embedded, embed
 from embedtune.encoder.embedder import Precision
 from embedtune.errors import UserError
+from embedtune.nearest import Rows, Scratch
 
 Role = Literal["query", "document", "text"]
 # What sentence-transformers' encode_query and encode_document look for among a model's prompts.
 PROMPT_NAMES: dict[str, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 HOSTED = ("openai:", "vertex:")
+MEMORY = 1 << 26  # bytes of vectors that are kept in memory; more of them lie on the disk
+AT_ONCE = 1 << 14  # texts that an encoder which does not stream is given for them
 Note = Callable[[str], None]
 
 
@@ -64,11 +68,12 @@ def role_prompt(model: Any, role: Role) -> str:
 
 
 def stream(
-    encoder: Encoder, texts: Iterable[str], role: Role = "text", prompt: str | None = None
+    encoder: Encoder, texts: Iterable[str], role: Role = "text", prompt: str | None = None, window: int = WINDOW
 ) -> Iterator[Embedded]:
     """Vectors of a stream of texts by any encoder, one `Embedded` per WINDOW texts; memory is flat.
 
-    `prompt`, where it is given, stands before each text instead of what the model has for the role.
+    `prompt`, where it is given, stands before each text instead of what the model has for the role. An encoder that
+    does not stream is given `window` texts at once.
     """
     if isinstance(encoder, LocalEncoder | exported.Exported):
         yield from encoder.stream(texts, role, prompt)
@@ -76,8 +81,29 @@ def stream(
     if prompt is not None:
         raise UserError("takes no prompt of ours", where=encoder.name, fix="leave out --prompt")
     rest = iter(texts)
-    while some := list(islice(rest, WINDOW)):
+    while some := list(islice(rest, window)):
         yield Embedded(encoder.encode(some, role), np.zeros(len(some), np.int64))
+
+
+def vectors_of(encoder: Encoder, texts: Collection[str], role: Role) -> Rows:
+    """The vectors (N, D) float32 of many texts; above MEMORY bytes they lie in a scratch file that has no name.
+
+    They are the same numbers wherever they lie. Raises UserError where the disk has no room for them.
+    """
+    parts = (part.vectors for part in stream(encoder, texts, role, window=AT_ONCE))
+    size = 4 * len(texts) * encoder.dimension
+    if size <= MEMORY:
+        return np.concatenate([*parts] or [np.zeros((0, encoder.dimension), np.float32)])
+    place, rows, width = files.scratch_folder(), 0, encoder.dimension
+    files.need_space(place, size, f"embedding {len(texts):,} texts", "set TMPDIR to a place with more room")
+    scratch = files.scratch(place)
+    for part in parts:
+        with files.disk_errors(place):
+            scratch.write(np.asarray(part, np.float32).tobytes())
+        rows, width = rows + len(part), part.shape[1]
+    with files.disk_errors(place):
+        scratch.flush()
+    return Scratch(scratch, (rows, width))
 
 
 def identity(name: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from embedtune import keyed, nearest
+from embedtune.data.distinct import distinct, texts_at
 from embedtune.data.tokens import uncut
 
 MOST_READ = 20_000  # texts of each side that are read at all
@@ -102,17 +103,18 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def data_drift(
-    old: tuple[str, Sequence[str]],
-    new: tuple[str, Sequence[str]],
+    old: tuple[str, Iterable[str]],
+    new: tuple[str, Iterable[str]],
     tokenizer: Any = None,
     encode: Callable[[list[str]], np.ndarray] | None = None,
     seed: int = 0,
 ) -> DataDrift | None:
     """New texts against old ones (each a name and its texts); None where either has fewer than FEWEST distinct texts.
 
+    The texts are iterated twice, so they may be what reads them from the disk.
     `tokenizer` and `encode` are the model's; where they are None, their figures are not made.
     """
-    sides = [_order(list(dict.fromkeys(side[1])), seed, READ)[:MOST_READ] for side in (old, new)]
+    sides = [_drawn(side[1], seed) for side in (old, new)]
     if min(map(len, sides)) < FEWEST:
         return None
     # As if they were new: as many old texts as new ones, half of them at most.
@@ -160,10 +162,20 @@ def _distances(new: np.ndarray, fresh: np.ndarray, rest: np.ndarray, seed: int) 
     }  # fmt: skip
 
 
+def _drawn(texts: Iterable[str], seed: int) -> list[str]:
+    """The first MOST_READ of the distinct texts in keyed order."""
+    numbers = distinct(texts)
+    return texts_at(texts, numbers[_places(len(numbers), seed, READ)[:MOST_READ]])
+
+
 def _order(texts: Sequence[str], seed: int, what: int) -> list[str]:
     """The texts in keyed order."""
-    place = np.argsort(keyed.key(seed, what, np.arange(len(texts))), kind="stable")
-    return [texts[n] for n in place.tolist()]
+    return [texts[n] for n in _places(len(texts), seed, what).tolist()]
+
+
+def _places(count: int, seed: int, what: int) -> np.ndarray:
+    """The numbers below `count` in keyed order: (count,) int64."""
+    return np.argsort(keyed.key(seed, what, np.arange(count)), kind="stable")
 
 
 def _words(texts: Iterable[str]) -> Iterable[str]:

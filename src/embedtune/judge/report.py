@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -17,6 +17,12 @@ Task = Literal["retrieval", "similarity", "classification", "regression", "taggi
 Best = Sequence[tuple[str, float]]  # documents (id, score), best first
 
 
+class Ids(Protocol):
+    """Ids by row: a list, or what reads them when they are asked for."""
+
+    def __getitem__(self, row: int, /) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Ranked:
     """The best documents of each query, kept as `rows` (Q, k) of all `ids` with `scores` (Q, k), read as (id, score).
@@ -24,7 +30,7 @@ class Ranked:
     As tuples they would take ten times the room, and what is shown of a million queries is a handful.
     """
 
-    ids: Sequence[str]
+    ids: Ids
     rows: np.ndarray
     scores: np.ndarray
 
