@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from embedtune import nearest
 from embedtune.errors import UserError
-from embedtune.nearest import Unit, ranks, top_k
+from embedtune.nearest import Cut, Scratch, Unit, ranks, top_k
 
 
 def exact(queries, corpus, k, prefer=None):
@@ -132,3 +134,21 @@ def test_memory_is_bounded_by_the_block(monkeypatch):
     monkeypatch.setattr(np, "partition", watched)
     top_k(vectors(0, 1000), vectors(1, 3000), 3, block=256)
     assert sizes and max(sizes) <= 4096
+
+
+def test_a_matrix_in_a_file_reads_like_one_in_memory():
+    whole = vectors(0, 50)
+    kept = Scratch(io.BytesIO(whole.tobytes()), whole.shape)
+    for rows in (slice(None), slice(3, 9), slice(40, 99), slice(9, 3), np.array([4, 5, 6, 49, 0, 0, 7]), [3], []):
+        wanted = whole[np.array(rows, np.int64) if isinstance(rows, list) else rows]
+        for view in (kept, Cut(kept), Cut(whole)):
+            np.testing.assert_array_equal(view[rows], wanted)
+        np.testing.assert_array_equal(Cut(kept, 5)[rows], wanted[:, :5])
+        np.testing.assert_array_equal(Unit(kept, 5)[rows], Unit(whole, 5)[np.arange(50)[rows]])
+    assert Cut(kept, 5).shape == (50, 5) and Unit(kept, 99).shape == (50, 16)
+    pairs = np.array([[3, 1], [0, 49], [3, 2]])
+    for dim in (None, 5):
+        in_file, in_memory = Unit(kept, dim), Unit(whole, dim)
+        for mine, theirs in zip(top_k(in_file, in_file, 9, block=16), top_k(in_memory, in_memory, 9)):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(ranks(in_file, in_file, pairs, block=16), ranks(in_memory, in_memory, pairs))

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from embedtune.data import stored
 from embedtune.data.pairs import Pair
 from embedtune.data.read import Counts
 from embedtune.data.retrieval import RetrievalSet, dev_folder, from_pairs, is_beir, joined, part, read_beir
@@ -56,6 +57,32 @@ def test_reads_a_folder(folder):
     assert data.queries == {"1": "fruit", "2": "pets"}, "only those that the split judges, in the file's order"
     assert data.qrels == {"1": {"a": 2, "b": 0}, "2": {"c": 1}}
     assert data.remarks == []
+
+
+@pytest.mark.parametrize("bad_rows", ["fail", "skip"])
+def test_what_is_read_does_not_depend_on_where_it_lies(folder, bad_rows, monkeypatch):
+    corpus = [{"_id": f"é{n % 90}" if n % 9 == 0 else f"d{n}", "title": "", "text": "" if n == 77 else f"text {n}"}
+              for n in range(200)]  # fmt: skip
+    home = folder(corpus, test=[("1", "d1", 2), ("2", "d199", 1), ("3", "é0", 0)])
+    (home / "qrels" / "train.tsv").unlink(missing_ok=True)
+
+    def found():
+        try:
+            return read_beir(home, bad_rows=bad_rows)
+        except UserError as error:
+            return list(error.details)
+
+    in_memory = found()
+    monkeypatch.setattr(stored, "TAIL", 50)
+    monkeypatch.setattr(stored, "hash_of", len)
+    assert found() == in_memory
+    if bad_rows == "fail":
+        assert in_memory == [
+            "corpus.jsonl: has no text (1 x): line 78 ('d77')",
+            "corpus.jsonl: has an id that came before (13 x): line 91 ('é0'), line 100 ('é9'), line 109 ('é18'), ...",
+        ]
+    else:
+        assert in_memory.corpus["é9"] == "text 9" and len(in_memory.corpus) == 186
 
 
 def test_packed_files(folder):

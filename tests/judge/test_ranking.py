@@ -1,12 +1,18 @@
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from embedtune.data import stored
 from embedtune.data.retrieval import RetrievalSet, read_beir
+from embedtune.data.stored import Stored
+from embedtune.encoder import encode
+from embedtune.encoder.encode import open_encoder
 from embedtune.errors import UserError
 from embedtune.judge import report as reports
+from embedtune.judge import ties
 from embedtune.judge.retrieval import judge_retrieval, score_vectors
 
 WORDS = ("bada", "fige", "kolu", "mane", "pora", "sitevo", "zuba", "dilo", "gemu", "tirano", "vone", "lisu")
@@ -207,3 +213,42 @@ def test_same_as_mteb(tiny_model, tmp_path, monkeypatch):
         assert ours.summary[name] == pytest.approx(scores[theirs], abs=1e-5), name  # mteb rounds to five places
     assert ours.summary["precision@5"] == pytest.approx(scores["precision_at_5"], abs=1e-5)
     assert ours.summary["MRR@10"] == pytest.approx(scores["mrr_at_10"], abs=1e-5)
+
+
+def test_on_the_disk_the_same_as_in_memory(tiny_model, tmp_path, monkeypatch):
+    """Also where nearly all is tied, so that ids decide: of a model, and of an encoder that does not stream."""
+    base = word_set(30, 500)
+    twins = {f"{key}{end}": text for key, text in base.corpus.items() for end in ("", "é", "\U0001f600")}
+    data = RetrievalSet("twins", base.queries, twins, base.qrels)
+    measures, dims = ["nDCG@10", "MAP", "recall@100", "MRR@10"], (None, 5)
+    model = open_encoder(str(tiny_model("minilm")))
+    whole = [judge_retrieval(each, data, measures, dims=dims) for each in (model, Known())]
+    dot = judge_retrieval(model, data, measures, dims=dims, similarity="dot")
+    monkeypatch.setattr(encode, "MEMORY", 0)
+    monkeypatch.setattr(encode, "AT_ONCE", 100)
+    monkeypatch.setattr(ties, "RUN", 77)
+    monkeypatch.setattr(stored, "TAIL", 1000)
+    monkeypatch.setattr(stored, "BLOCK", 300)
+    corpus = Stored()
+    for key, text in twins.items():
+        corpus.add(key, text)
+    data = RetrievalSet("twins", base.queries, corpus, base.qrels)
+    parts = [judge_retrieval(each, data, measures, dims=dims) for each in (model, Known())]
+    parts.append(judge_retrieval(model, data, measures, dims=dims, similarity="dot"))
+    for mine, theirs in zip(parts, [*whole, dot], strict=True):
+        assert [each.as_dict() for each in mine] == [each.as_dict() for each in theirs]
+
+
+def test_vectors_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "AT_ONCE", 7)
+    some, encoder = texts(40, 9, 0), Known()
+    kept = encode.vectors_of(encoder, some, "document")
+    assert isinstance(kept, np.ndarray) and encoder.asked == [("document", 7)] * 5 + [("document", 5)]
+    monkeypatch.setattr(encode, "MEMORY", 0)
+    in_file = encode.vectors_of(Known(), dict.fromkeys(some).keys(), "document")
+    np.testing.assert_array_equal(in_file[:], Known().encode(list(dict.fromkeys(some))))
+    assert encode.vectors_of(Known(), [], "query").shape == (0, 16)
+    monkeypatch.setattr(encode.files.shutil, "disk_usage", lambda place: SimpleNamespace(free=2000))
+    with pytest.raises(UserError, match="embedding 40 texts needs about 2,560 bytes, 2,000 are free") as error:
+        encode.vectors_of(encoder, some, "document")
+    assert "TMPDIR" in error.value.fix and len(encoder.asked) == 6, "before anything is embedded"

@@ -3,12 +3,17 @@
 import json
 import shutil
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
-from embedtune.data.retrieval import RetrievalSet
-from embedtune.judge.retrieval import score_vectors
+from embedtune.data import lines as reading
+from embedtune.data import stored
+from embedtune.data.distinct import distinct, texts_at
+from embedtune.data.retrieval import RetrievalSet, read_beir
+from embedtune.encoder import encode
+from embedtune.judge import retrieval, ties
 from embedtune.search import lexical, postings
 from embedtune.search.contract import checked
 from embedtune.search.rows import Record
@@ -66,7 +71,7 @@ def test_what_a_judge_keeps_of_a_query_is_numbers():
         data = RetrievalSet("d", dict.fromkeys(qrels, ""), corpus, qrels)
         vectors = draw.standard_normal((count, 8), np.float32), draw.standard_normal((50, 8), np.float32)
         tracemalloc.start()
-        report = score_vectors(*vectors, data, ["nDCG@10"])
+        report = retrieval.score_vectors(*vectors, data, ["nDCG@10"])
         kept = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         return kept, report
@@ -74,6 +79,36 @@ def test_what_a_judge_keeps_of_a_query_is_numbers():
     work(10)
     (few, _), (many, report) = work(200), work(2_000)
     assert len(report.found) == 2_000 and many - few <= 1_800 * 150, (few, many)  # as tuples ten times as much
+
+
+class Letters:
+    """An encoder of the first letters."""
+
+    name, dimension = "letters", 16
+
+    def encode(self, texts, role="text"):
+        return np.array([list(text.encode()[:16]) for text in texts], np.float32)
+
+
+def test_neither_documents_nor_their_vectors_are_in_memory(tmp_path, monkeypatch):
+    sizes = {(stored, "TAIL"): 1 << 16, (stored, "BLOCK"): 1 << 16, (reading, "CHUNK_BYTES"): 1 << 16,
+             (encode, "MEMORY"): 1 << 16, (encode, "AT_ONCE"): 500, (ties, "RUN"): 500}  # fmt: skip
+    for place, size in sizes.items():
+        monkeypatch.setattr(*place, size)
+    for search in (retrieval.top_k, retrieval.ranks):
+        monkeypatch.setattr(retrieval, search.__name__, partial(search, block=500))
+    for count in (2_000, 8_000):
+        write_beir(tmp_path / str(count), count, 50)
+
+    def work(count):
+        data = read_beir(tmp_path / str(count))
+        retrieval.judge_retrieval(Letters(), data, ["nDCG@10", "MAP"], dims=(None, 8))
+        texts = data.corpus.values()
+        texts_at(texts, distinct(texts)[::100])
+
+    few, many = (held(lambda n=n: work(n)) for n in (2_000, 8_000))
+    assert many - few <= 6_000 * 80, (few, many)  # as texts and vectors many times as much
+    ledger.remark(f"B4: judge: {few / 1e6:.1f} MB for 2,000 documents, {many / 1e6:.1f} for 8,000")
 
 
 def asked_for(folder, command, count):
@@ -123,12 +158,14 @@ def write_beir(folder, documents, queries):
 
 
 @pytest.mark.slow
-def test_ten_times_the_queries_take_a_judge_the_same_memory(folder):
-    found = []
-    for count in (10**4, 10**5):
-        write_beir(folder / f"beir-{count}", 1_000, count)
-        found.append(peak(["judge", "model", "model", "--data", f"beir-{count}"], folder))
+@pytest.mark.parametrize("few, what", [((1_000, 10**4), "queries"), ((10**5, 1_000), "documents")])
+def test_ten_times_as_many_take_a_judge_the_same_memory(folder, few, what):
+    found, many = [], (few[0], 10 * few[1]) if what == "queries" else (10 * few[0], few[1])
+    for documents, queries in (few, many):
+        data = f"beir-{documents}-{queries}"
+        write_beir(folder / data, documents, queries)
+        found.append(peak(["judge", "model", "model", "--data", data], folder))
         ledger.count()
     few, many = found
-    ledger.remark(f"B4: judge: {few:,.0f} MB for 10,000 queries, {many:,.0f} for 100,000")
+    ledger.remark(f"B4: judge: {few:,.0f} MB, {many:,.0f} for ten times the {what}")
     assert many <= SHARE * few + SLACK, found
