@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from embedtune import files
 from embedtune.data import lines as text_lines
 from embedtune.data.lines import Line, Problem, decode, ending, unpacked, unpacked_text
 from embedtune.errors import UserError
@@ -210,7 +210,7 @@ def parquet(path: Path, add: Add) -> Items:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with tempfile.TemporaryFile() as copy:
+    with files.scratch() as copy:
         packed = bool(ending(path)[1])
         for chunk in unpacked(path, add):
             if packed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -52,9 +51,8 @@ class Kept:
 
 def keep(rows: Iterable[Sequence[Any]], make: Callable[..., Any], folder: Path | None = None) -> Kept:
     """Write rows of plain values; the file lies in `folder` (the system's temporary one) as long as it is used."""
-    place, starts, end = folder or Path(tempfile.gettempdir()), array("q"), 0
-    with files.disk_errors(place):
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes when its last reader goes
+    place, starts, end = folder or files.scratch_folder(), array("q"), 0
+    file = files.scratch(place)
     for row in rows:
         line = json.dumps(row).encode() + b"\n"
         with files.disk_errors(place):

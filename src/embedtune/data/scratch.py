@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,9 +44,8 @@ class Column:
 
     def __init__(self, kind: Any, folder: Path | None = None) -> None:
         self.kind = np.dtype(kind)
-        self.place = folder or Path(tempfile.gettempdir())
-        with files.disk_errors(self.place):
-            self.file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes when its reader goes
+        self.place = folder or files.scratch_folder()
+        self.file = files.scratch(self.place)
         self.many = 0
 
     def append(self, values: np.ndarray) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ def build(folder: Path, texts: Iterable[str]) -> None:
     """
     import bm25s
 
-    with files.disk_errors(folder), tempfile.TemporaryFile(dir=folder.parent) as scratch:
+    with files.disk_errors(folder), files.scratch(folder.parent) as scratch:
         found = Postings(scratch)
         for block in blocks(texts):
             found.add(block)
