@@ -17,6 +17,7 @@ import numpy as np
 from embedtune.data.clean import text_hash
 from embedtune.data.read import Row
 from embedtune.data.spool import Spool, spool
+from embedtune.nearest import Scratch
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,21 +59,11 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """A matrix of float32 in a file, read by slices and row numbers (`nearest.Rows`)."""
+    """A `nearest.Scratch` whose file has a name, and is open only while it is read."""
 
     path: Path
     shape: tuple[int, int]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        width = self.shape[1]
-        if isinstance(rows, slice):
-            first, last, step = rows.indices(self.shape[0])
-            assert step == 1
-            found = np.fromfile(self.path, np.float32, max(0, last - first) * width, offset=4 * first * width)
-            return found.reshape(-1, width)
-        parts = []
-        with open(self.path, "rb", buffering=0) as file:
-            for row in rows.tolist():
-                file.seek(4 * row * width)
-                parts.append(file.read(4 * width))
-        return np.frombuffer(b"".join(parts), np.float32).reshape(-1, width)
+        with open(self.path, "rb") as file:
+            return Scratch(file, self.shape)[rows]
