@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from embedtune import files
+from embedtune.data.stored import Stored
 from embedtune.errors import UserError
 
 
@@ -440,3 +441,15 @@ def test_exactly_as_much_space_as_is_needed_is_enough(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="it needs about 1,001 bytes, 1,000 are free") as caught:
         files.need_space(tmp_path, 1001, "it")
     assert caught.value.where == str(tmp_path)
+
+
+def test_no_place_for_temporary_files_is_a_users_error(monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(UserError, match="TMPDIR"):
+        files.scratch()
+    corpus = Stored()
+    corpus.add("a", "a text")
+    assert corpus["a"] == "a text", "what is small never meets the disk"

@@ -96,9 +96,19 @@ def test_repeated_documents_are_left_out_and_counted(tmp_path):
 def test_what_is_drawn_to_judge_on_is_said_and_enough_to_search_in(text):
     parts = divide(Run(data=text, test_rows=25, test_corpus=5), lambda note: None)
     (said,) = [remark for remark in parts.remarks if "drawn to judge on" in remark and NAMES["next"] in remark]
-    assert "30 of " in said and len(parts.tests[NAMES["next"]].queries) >= 20
+    assert " of " in said and len(parts.tests[NAMES["next"]].queries) == 25
     whole = divide(Run(data=text, test_rows=25, test_corpus=500), lambda note: None)
     assert not any("drawn to judge on" in remark for remark in whole.remarks)
+
+
+def test_whole_queries_are_drawn_so_that_no_right_answer_counts_as_wrong(tmp_path):
+    rows = [{"anchor": f"which things are of kind {g} asked by {a}", "positive": f"thing {g} {p} is one of these"}
+            for g in range(120) for a in range(4) for p in range(4)]  # fmt: skip
+    (data,) = divide(Run(data=rows, test_rows=10, test_corpus=20), lambda note: None).tests.values()
+    assert len(data.queries) == 10
+    for query, text in data.queries.items():
+        right = {key for key, document in data.corpus.items() if document.split()[1] == text.split()[5]}
+        assert set(data.qrels[query]) == right and len(right) == 4
 
 
 def test_pairs_that_repeat_stand_where_the_last_of_them_stood(tmp_path):

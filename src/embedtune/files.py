@@ -91,8 +91,12 @@ def disk_errors(place: Path) -> Iterator[None]:
 
 
 def scratch_folder() -> Path:
-    """Where scratch files go: what TMPDIR names, else the system's place for temporary files."""
-    return Path(tempfile.gettempdir())
+    """Where scratch files go: what TMPDIR names, else the system's place. Raises UserError where there is none."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        what = "there is no folder for temporary files that can be written to"
+        raise UserError(what, fix="set TMPDIR to one") from error
 
 
 def scratch(folder: Path | None = None) -> IO[bytes]:

@@ -26,11 +26,10 @@ from embedtune.data.kept import Kept, Texts, keep
 from embedtune.data.pair_check import check_pairs, kind_of
 from embedtune.data.pairs import Pair, ScoredPair, read_pairs, read_scored
 from embedtune.data.read import Counts, read_texts
-from embedtune.data.retrieval import RetrievalSet, from_pairs, is_beir, read_beir
+from embedtune.data.retrieval import RetrievalSet, bounded, from_pairs, is_beir, read_beir
 from embedtune.enrich.documents import Document, documents
 from embedtune.enrich.spans import Grown, pairs_of
 from embedtune.errors import UserError
-from embedtune.fit.objectives.contrastive import bounded
 from embedtune.fit.prepared import data_profile, name_of, rows_lost
 from embedtune.recipes import Run
 
@@ -259,6 +258,7 @@ def _distinct(found: Iterable[Pair], folder: Path | None) -> tuple[Kept, Kept, i
 
 
 def _hash(*texts: str) -> int:
+    """64 bits that differ, but for one case in 2^64, where the texts do; no text that was read has a NUL in it."""
     plain = "\0".join(texts).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest(), "big")
 
@@ -288,11 +288,17 @@ def _grown(side: Kept, generators: Sequence[str], recipe: Run, counts: Counts, f
 
 
 def _to_judge(pairs: Kept, name: str, recipe: Run, remarks: list[str]) -> list[Any]:
-    """As many of the pairs as queries and the texts to search in can need."""
-    some = _at_most(pairs, recipe.test_rows + recipe.test_corpus, recipe.loop.seed)
-    if len(some) < len(pairs):
-        remarks.append(f"{name}: {len(some):,} of {len(pairs):,} pairs drawn to judge on")
-    return some
+    """All pairs of as many anchors as queries and the texts to search in can need.
+
+    All of an anchor's, or its right answers that were not drawn would be wrong where another pair brings them along.
+    """
+    anchors = np.fromiter((_hash(pair.anchor) for pair in pairs), np.uint64, len(pairs))
+    _, first, which = np.unique(anchors, return_index=True, return_inverse=True)
+    drawn = np.argsort(keyed.key(recipe.loop.seed, DRAW, first), kind="stable")[: recipe.test_rows + recipe.test_corpus]
+    kept = np.isin(which, drawn)
+    if not kept.all():
+        remarks.append(f"{name}: {kept.sum():,} of {len(pairs):,} pairs drawn to judge on, whole queries")
+    return list(pairs.pick(kept))
 
 
 def _at_most(items: Kept, most: int, seed: int) -> list[Any]:

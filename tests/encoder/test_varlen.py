@@ -331,3 +331,15 @@ def test_the_shapes_of_a_training_on_a_gpu_are_few():
         assert 0 <= more <= max(7, tokens / 32) and (tokens + more) % 8 == 0
         assert rounded.beyond(tokens + more, gpu) == 0 and rounded.beyond(tokens, torch.device("cpu")) == 0
     assert len({n + rounded.beyond(n, gpu) for n in range(16_384, 32_768)}) <= 33
+
+
+@pytest.mark.parametrize("more", [0, 3])
+def test_what_is_given_by_place_goes_where_it_went(tiny_model, monkeypatch, more):
+    monkeypatch.setattr(rounded, "beyond", lambda tokens, device: more)
+    loaded = load.load_mlm(tiny_model("bert"), 0)
+    rows = varlen.pad(rows_of([5, 3], len(loaded.tokenizer)), 0)
+    backbone = loaded.model.base_model
+    with torch.no_grad():
+        named, placed = backbone(**rows), backbone(rows["input_ids"], rows["attention_mask"])
+        one = backbone(rows["input_ids"], rows["attention_mask"], None).last_hidden_state
+    assert torch.equal(named.last_hidden_state, placed.last_hidden_state) and torch.equal(one, placed.last_hidden_state)

@@ -20,12 +20,12 @@ from sentence_transformers import SentenceTransformer
 
 from conftest import corpus
 from embedtune import Eraser, Loop, UserError, files, finetune, limits, plots, schema, tune
-from embedtune.data.retrieval import RetrievalSet
+from embedtune.data.retrieval import RetrievalSet, bounded
 from embedtune.errors import Interrupted
 from embedtune.fit import engine, ranking
 from embedtune.fit.engine import Listener
 from embedtune.fit.objectives import contrastive
-from embedtune.fit.objectives.contrastive import MaskedRanking, bounded, held_out
+from embedtune.fit.objectives.contrastive import MaskedRanking, held_out
 from embedtune.fit.objectives.texts import ANCHOR, DOCUMENT, Texts
 from embedtune.recipes import Contrastive, Ranking
 

@@ -24,7 +24,10 @@ class Texts(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """Rows in a file without a name, a line of JSON each; `make` turns the values of one into what it stands for."""
+    """Rows in a file without a name, a line of JSON each; `make` turns the values of one into what it stands for.
+
+    Not for several threads at once.
+    """
 
     file: IO[bytes]
     starts: np.ndarray  # (n,) int64: the first byte of each row
@@ -46,7 +49,7 @@ class Kept:
 
     def read_as(self, make: Callable[..., Any]) -> Kept:
         """The same rows, taken for something else."""
-        return Kept(self.file, self.starts, make)
+        return replace(self, make=make)
 
 
 def keep(rows: Iterable[Sequence[Any]], make: Callable[..., Any], folder: Path | None = None) -> Kept:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from embedtune import keyed
+from embedtune.data.kept import Texts
 from embedtune.data.lines import SKIP, Problem, ending
 from embedtune.data.read import BadRows, Counts, Row, read_rows
 from embedtune.data.stored import Stored
@@ -24,6 +28,7 @@ QRELS = ("query-id", "corpus-id", "score")
 PACKINGS = ("", ".gz", ".zst")
 WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
 SHOWN = 3
+HOLD, FILL = 1, 2  # what a key is for: which queries are kept, which texts fill the corpus
 UNKNOWN_QUERY = "names a query that queries.jsonl does not have"
 UNKNOWN_DOCUMENT = "names a document that corpus.jsonl does not have"
 UNJUDGED = "has a query that no qrels file judges"
@@ -143,6 +148,39 @@ def dev_folder(dev: Any) -> tuple[str, str | None] | None:
         return None
     splits = {file.name.split(".")[0] for file in (Path(dev) / "qrels").glob("*.tsv*")} - {"train"}
     return str(dev), splits.pop() if len(splits) == 1 else None
+
+
+def bounded(data: RetrievalSet, queries: int, corpus: int, others: Texts, seed: int) -> RetrievalSet:
+    """At most `queries` of the queries, and `corpus` texts to search: the judged ones, the data's, then `others`.
+
+    Those of one kind come in keyed order. The data's own come before `others` because hard negatives are among them:
+    between random texts the right one is found too easily to tell one checkpoint from the next.
+    """
+    names = list(data.qrels)
+    chosen = np.sort(np.argsort(keyed.key(seed, HOLD, np.arange(len(names))), kind="stable")[:queries])
+    qrels = {names[i]: data.qrels[names[i]] for i in chosen}
+    judged = dict.fromkeys(document for each in qrels.values() for document in each)
+    have = {data.corpus[document] for document in judged}
+    texts = {name: data.corpus[name] for name in judged}
+    for name, text in _filling(data, judged, others, seed):
+        if len(texts) >= corpus:
+            break
+        if text not in have:
+            texts[name] = text
+            have.add(text)
+    note = f"scored on {len(qrels):,} queries, searching {len(texts):,} texts"
+    if left := len(data.qrels) - len(qrels):
+        note += f"; {left:,} left out"
+    return RetrievalSet(data.name, {q: data.queries[q] for q in qrels}, texts, qrels, [*data.remarks, note])
+
+
+def _filling(data: RetrievalSet, judged: Container[str], others: Texts, seed: int) -> Iterator[tuple[str, str]]:
+    """Texts that nothing chosen is judged by: the data's own in keyed order, then `others`."""
+    own = [name for name in data.corpus if name not in judged]
+    for number in np.argsort(keyed.key(seed, FILL, np.arange(len(own))), kind="stable"):
+        yield own[number], data.corpus[own[number]]
+    for number in np.argsort(keyed.key(seed, FILL, np.arange(len(others))), kind="stable"):
+        yield f"train-{number}", others[int(number)]
 
 
 def part(data: RetrievalSet, rows: Iterable[int]) -> RetrievalSet:

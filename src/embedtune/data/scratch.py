@@ -123,21 +123,32 @@ def records(kind: np.dtype, **fields: np.ndarray) -> np.ndarray:
 class Parted:
     """Records in parts; in each they stand in the order in which they were added.
 
-    What is added at once stands together in one file, part after part; where a part begins is known for each time.
+    They are gathered until there are PART of them, and stand together in one file then, part after part; where a part
+    begins is known for each time. So in memory stand 8 bytes for each time and part: for n records 8 (n / PART)^2.
     """
 
     def __init__(self, kind: np.dtype, parts: int, folder: Path | None = None) -> None:
         self.records, self.parts = Column(kind, folder), parts
         self.edges: list[np.ndarray] = []
+        self.waiting: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, some: np.ndarray, part: np.ndarray) -> None:
         """Put each of `some` records into its `part`, (n,) of 0 to parts - 1."""
+        self.waiting.append((some, part))
+        if sum(len(each) for each, _ in self.waiting) >= PART:
+            self._write()
+
+    def _write(self) -> None:
+        some, part = map(np.concatenate, zip(*self.waiting))
         order = np.argsort(part, kind="stable")
         self.edges.append(len(self.records) + np.searchsorted(part[order], np.arange(self.parts + 1)))
         self.records.append(some[order])
+        self.waiting.clear()
 
     def part(self, number: int) -> Iterator[np.ndarray]:
         """The records of a part, in one block, or in several where it has come out much larger than PART."""
+        if self.waiting:
+            self._write()
         some: list[bytes] = []
         many = 0
         for edges in self.edges:

@@ -30,7 +30,7 @@ class Stored(Mapping[str, str]):
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.place = folder or files.scratch_folder()
+        self.folder = folder
         self.scratch: IO[bytes] | None = None
         self.tail = bytearray()  # the last entries, which are not in the file yet
         self.ends = array("q", [0])  # where the entries end; the first begins at 0
@@ -107,8 +107,9 @@ class Stored(Mapping[str, str]):
             self._place(number)
 
     def _write(self) -> None:
-        self.scratch = self.scratch or files.scratch(self.place)
-        with files.disk_errors(self.place):
+        place = self.folder or files.scratch_folder()
+        self.scratch = self.scratch or files.scratch(place)
+        with files.disk_errors(place):
             self.scratch.seek(self.ends[-1] - len(self.tail))
             self.scratch.write(self.tail)
             self.scratch.flush()

@@ -23,6 +23,7 @@ from embedtune.data.read import Row
 PIECE = 50_000  # characters handed to the tokenizer at once; longer lines are split at a blank before
 LINES = 512  # lines tokenised at once
 HEAD = 8  # characters for a token of a row: so much of a text that will be cut is tokenised first
+SPARE = 16  # tokens beyond a row, special ones among them, that must come of that beginning
 ROWS = 1 << 16  # rows whose places and lengths are looked through at once
 
 
@@ -125,22 +126,29 @@ def pieces(text: str, limit: int = PIECE) -> Iterator[str]:
 def encode_cut(encode: Callable[[list[Any]], Sequence[Any]], texts: Sequence[Any], most: int | None) -> list[Any]:
     """Encodings of texts (or pairs of them) by a tokenizer that cuts them at `most` tokens, on the right.
 
-    Of a long text the beginning is tokenised first, and the whole only where that does not fill a row: else a book
-    would become a million tokens, of a hundred bytes each, to use a few hundred of them. Pairs are tokenised whole.
+    Of a long text the beginning is tokenised first, and the whole only where that does not fill a row and SPARE tokens
+    more: else a book would become a million tokens, of a hundred bytes each, to use a few hundred of them. So for
+    tokenizers that take words apart, as nearly all do: what stands behind a blank does not change what is before it,
+    or a few tokens of it. Pairs are tokenised whole, and so are texts without blanks.
     """
     heads = [text if most is None else _head(text, HEAD * most) for text in texts]
     found = list(encode(heads))
-    again = [n for n, head in enumerate(heads) if head is not texts[n] and not found[n].overflowing]
+    again = [n for n, head in enumerate(heads) if head is not texts[n] and _spare(found[n]) < SPARE]
     for number, encoding in zip(again, encode([texts[n] for n in again]) if again else ()):
         found[number] = encoding
     return found
+
+
+def _spare(encoding: Any) -> int:
+    """How many tokens did not go into the row."""
+    return sum(len(part.ids) for part in encoding.overflowing)
 
 
 def _head(text: Any, limit: int) -> Any:
     """The beginning of a text up to a blank; the text itself where it is short, or has none there."""
     if not isinstance(text, str) or len(text) <= limit:
         return text
-    cut = text.rfind(" ", limit // 2, limit)
+    cut = max(text.rfind(blank, limit // 2, limit) for blank in " \n\t")
     return text if cut < 0 else text[:cut].rstrip()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+ARGUMENTS = ("input_ids", "attention_mask")  # as every encoder takes them by place
+
 
 def beyond(tokens: int, device: torch.device) -> int:
     """How many rows an encoder on `device` computes beyond so many packed tokens.
@@ -26,7 +28,8 @@ def beyond(tokens: int, device: torch.device) -> int:
 def steady(backbone: torch.nn.Module) -> None:
     """On a GPU, round the number of packed tokens up inside of `backbone`, in place; what comes out is what went in.
 
-    Its `forward` is replaced: hooks would not do, for sentence-transformers calls `forward` and not the module.
+    Its `forward` is replaced: hooks would not do, for sentence-transformers calls `forward` and not the module. A copy
+    of the model has its own; nn.DataParallel, whose replicas are no copies, is not for such a model.
     """
     forward: Any = partial(_forward, backbone)
     forward.__signature__ = inspect.signature(backbone.forward)  # as who asks what it takes shall see it
@@ -35,14 +38,13 @@ def steady(backbone: torch.nn.Module) -> None:
 
 def _forward(backbone: Any, *args: Any, **kwargs: Any) -> Any:
     stock = type(backbone).forward
-    if args:  # stock heads hand on the ids by place
-        kwargs, args = {"input_ids": args[0], **kwargs}, args[1:]
-    if kwargs.get("input_ids") is None or kwargs.get("cu_seq_lens_q") is None:
+    named = {**dict(zip(ARGUMENTS, args)), **kwargs}  # stock heads hand on the ids by place
+    ids = named.get("input_ids")
+    if ids is None or named.get("cu_seq_lens_q") is None or len(args) > len(ARGUMENTS):
         return stock(backbone, *args, **kwargs)
-    ids = kwargs["input_ids"]
     if not (more := beyond(ids.shape[1], ids.device)):
         return stock(backbone, *args, **kwargs)
-    output = stock(backbone, *args, **_wider(kwargs, more))
+    output = stock(backbone, **_wider(named, more))
     output["last_hidden_state"] = output.last_hidden_state[:, :-more]
     if output.get("hidden_states") is not None:
         output["hidden_states"] = tuple(states[:, :-more] for states in output.hidden_states)

@@ -151,6 +151,8 @@ def _plain(value: Any) -> Any:
     """Lists, dicts and plain values, all the way down."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, _Numbers):
+        return value.as_json()
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return _plain(value.as_json()) if hasattr(value, "as_json") else value

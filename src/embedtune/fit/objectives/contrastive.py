@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ import torch
 from torch import Tensor
 
 from embedtune import keyed, recipes
-from embedtune.data import kept
 from embedtune.data.columns import parse_columns
 from embedtune.data.divide import leaks, pair_groups
 from embedtune.data.pairs import Pair, read_pairs
 from embedtune.data.read import Counts
-from embedtune.data.retrieval import RetrievalSet, dev_folder, from_pairs, joined, part, read_beir
+from embedtune.data.retrieval import RetrievalSet, bounded, dev_folder, from_pairs, joined, part, read_beir
 from embedtune.encoder import load
 from embedtune.encoder.device import pick_device
 from embedtune.encoder.embedder import Trainable, load_trainable
@@ -39,7 +37,7 @@ from embedtune.recipes import Contrastive
 RATE = 2e-5  # peak learning rate, as most published recipes for models of these sizes
 MEASURES = ["nDCG@10", "MRR@10", "recall@10", "accuracy@1"]  # of the dev data, beside the loss
 SCALES = {"cosine": 20.0, "dot": 1.0}
-HOLD, FILL = 1, 2  # what a key is for: which groups are held out, which texts fill the dev corpus
+HOLD = 1  # what a key is for: which groups are held out
 FEWEST = 8
 KNOWN = Known(
     key=lambda pair: f"{pair.anchor}\n{pair.positive}",
@@ -211,38 +209,6 @@ def held_out(groups: np.ndarray, wanted: int, seed: int) -> np.ndarray:
     place = place[(sizes[place] <= max(1, wanted)) & (sizes[place] > 0)]
     before = np.cumsum(sizes[place]) - sizes[place]
     return np.isin(groups, place[before < wanted])
-
-
-def bounded(data: RetrievalSet, queries: int, corpus: int, others: kept.Texts, seed: int) -> RetrievalSet:
-    """At most `queries` of the queries, and `corpus` texts to search: the judged ones, the data's, then `others`.
-
-    Those of one kind come in keyed order. The data's own come before `others` because hard negatives are among them:
-    between random texts the right one is found too easily to tell one checkpoint from the next.
-    """
-    names = list(data.qrels)
-    chosen = np.sort(np.argsort(keyed.key(seed, HOLD, np.arange(len(names))), kind="stable")[:queries])
-    qrels = {names[i]: data.qrels[names[i]] for i in chosen}
-    judged = dict.fromkeys(document for each in qrels.values() for document in each)
-    have = {data.corpus[document] for document in judged}
-    texts = {name: data.corpus[name] for name in judged}
-    own = [name for name in data.corpus if name not in judged]
-    for name, text in chain(
-        ((own[number], data.corpus[own[number]]) for number in _shuffled(len(own), seed)),
-        ((f"train-{number}", others[number]) for number in _shuffled(len(others), seed)),
-    ):
-        if len(texts) >= corpus:
-            break
-        if text not in have:
-            texts[name] = text
-            have.add(text)
-    note = f"scored on {len(qrels):,} queries, searching {len(texts):,} texts"
-    if left := len(data.qrels) - len(qrels):
-        note += f"; {left:,} left out"
-    return RetrievalSet(data.name, {q: data.queries[q] for q in qrels}, texts, qrels, [*data.remarks, note])
-
-
-def _shuffled(count: int, seed: int) -> list[int]:
-    return np.argsort(keyed.key(seed, FILL, np.arange(count)), kind="stable").tolist()
 
 
 def _refuse_leaks(pairs: list[Pair], dev: RetrievalSet, recipe: Contrastive, remarks: list[str]) -> None:
