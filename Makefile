@@ -22,7 +22,7 @@ RESULTS := reliability-results.jsonl
 SAMPLE := 40
 WORKERS := 2
 CORE_TESTS := tests/test_files.py tests/fit/test_checkpoint.py tests/reliability/test_damage.py \
-	$(addprefix tests/data/test_, $(addsuffix .py, lines read malformed bad_input accounting tags pairs labels retrieval)) \
+	$(addprefix tests/data/test_, $(addsuffix .py, lines read malformed bad_input accounting tags pairs labels retrieval kept scratch stored)) \
 	$(addprefix tests/serve/test_, $(addsuffix .py, batcher guard quick server))
 
 # Nothing here asks a model hub for anything; the demo's weights come from the `offline` extra.

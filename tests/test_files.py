@@ -453,3 +453,28 @@ def test_no_place_for_temporary_files_is_a_users_error(monkeypatch):
     corpus = Stored()
     corpus.add("a", "a text")
     assert corpus["a"] == "a text", "what is small never meets the disk"
+
+
+def test_what_is_nothing_for_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError, match="set is nothing that JSON knows"):
+        files.write_json_pieces(tmp_path / "a.json", {"a": {1}})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json_pieces(tmp_path / "a.json", {"a": [float("nan")]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_in_pieces_is_json_and_asks_parts_when_it_is_their_turn(tmp_path):
+    class Half:
+        def as_json(self):
+            return {"é": [0.5, None]}
+
+    files.write_json_pieces(tmp_path / "a.json", {"halves": [Half(), Half()]})
+    files.write_json(tmp_path / "b.json", {"halves": [{"é": [0.5, None]}] * 2})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert "".join(files.json_pieces(Half())) == json.dumps({"é": [0.5, None]}, indent=2)
+
+
+def test_a_scratch_file_has_no_name(tmp_path):
+    with files.scratch(tmp_path) as file:
+        file.write(b"a")
+        assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import pytest
 from embedtune.data import stored
 from embedtune.data.pairs import Pair
 from embedtune.data.read import Counts
-from embedtune.data.retrieval import RetrievalSet, dev_folder, from_pairs, is_beir, joined, part, read_beir
+from embedtune.data.retrieval import RetrievalSet, bounded, dev_folder, from_pairs, is_beir, joined, part, read_beir
 from embedtune.errors import UserError
 
 CORPUS = [
@@ -251,3 +251,21 @@ def test_a_part_and_two_joined():
 def test_scifact(real_data):
     data = read_beir(real_data("scifact"), "dev")
     assert (len(data.queries), len(data.corpus), sum(map(len, data.qrels.values()))) == (300, 5183, 339)
+
+
+def test_the_texts_to_search_in_are_bounded_and_hold_the_right_ones():
+    queries = {f"q{n}": f"query {n}" for n in range(30)}
+    corpus_ = {f"d{n}": f"text {n}" for n in range(100)}
+    qrels = {f"q{n}": {f"d{n}": 1, f"d{n + 30}": 0} for n in range(30)}
+    data = RetrievalSet("x", queries, corpus_, qrels, ["before"])
+    found = bounded(data, 10, 50, ["text 1", "a new one", "a new one"], 0)
+    assert len(found.queries) == 10 and list(found.queries) == [q for q in queries if q in found.queries]
+    assert all(set(found.qrels[q]) <= set(found.corpus) for q in found.queries) and len(found.corpus) == 50
+    assert found.remarks == ["before", "scored on 10 queries, searching 50 texts; 20 left out"]
+    assert len(set(found.corpus.values())) == 50 and set(found.qrels) == set(found.queries)
+    assert bounded(data, 10, 50, [], 1).queries != found.queries
+    assert len(bounded(data, 30, 5, [], 0).corpus) == 60, "the judged texts are always there"
+    everything = bounded(data, 99, 999, ["text 1", "a new one", "a new one"], 0)
+    assert sorted(everything.corpus.values()) == sorted([*corpus_.values(), "a new one"])
+    own = bounded(data, 30, 100, [f"of training {n}" for n in range(500)], 0)
+    assert sorted(own.corpus.values()) == sorted(corpus_.values()), "hard negatives of the dev data come first"

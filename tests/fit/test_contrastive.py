@@ -20,7 +20,6 @@ from sentence_transformers import SentenceTransformer
 
 from conftest import corpus
 from embedtune import Eraser, Loop, UserError, files, finetune, limits, plots, schema, tune
-from embedtune.data.retrieval import RetrievalSet, bounded
 from embedtune.errors import Interrupted
 from embedtune.fit import engine, ranking
 from embedtune.fit.engine import Listener
@@ -390,24 +389,6 @@ def test_held_out_groups_are_whole_and_drawn_by_the_seed():
     assert len({tuple(held) for held in drawn}) > 25
     assert not held_out(np.zeros(50, int), 5, 0).any(), "a group larger than what is wanted is never taken"
     assert held_out(np.arange(10), 0, 0).sum() == 0
-
-
-def test_the_texts_to_search_in_are_bounded_and_hold_the_right_ones():
-    queries = {f"q{n}": f"query {n}" for n in range(30)}
-    corpus_ = {f"d{n}": f"text {n}" for n in range(100)}
-    qrels = {f"q{n}": {f"d{n}": 1, f"d{n + 30}": 0} for n in range(30)}
-    data = RetrievalSet("x", queries, corpus_, qrels, ["before"])
-    found = bounded(data, 10, 50, ["text 1", "a new one", "a new one"], 0)
-    assert len(found.queries) == 10 and list(found.queries) == [q for q in queries if q in found.queries]
-    assert all(set(found.qrels[q]) <= set(found.corpus) for q in found.queries) and len(found.corpus) == 50
-    assert found.remarks == ["before", "scored on 10 queries, searching 50 texts; 20 left out"]
-    assert len(set(found.corpus.values())) == 50 and set(found.qrels) == set(found.queries)
-    assert bounded(data, 10, 50, [], 1).queries != found.queries
-    assert len(bounded(data, 30, 5, [], 0).corpus) == 60, "the judged texts are always there"
-    everything = bounded(data, 99, 999, ["text 1", "a new one", "a new one"], 0)
-    assert sorted(everything.corpus.values()) == sorted([*corpus_.values(), "a new one"])
-    own = bounded(data, 30, 100, [f"of training {n}" for n in range(500)], 0)
-    assert sorted(own.corpus.values()) == sorted(corpus_.values()), "hard negatives of the dev data come first"
 
 
 def test_rows_of_your_own_to_score_on(fit, tmp_path):

@@ -91,14 +91,6 @@ def test_a_report_that_is_written_piece_by_piece_is_the_one_that_is_written_whol
     assert again.as_dict() == report.as_dict() and len(again.found) == queries
 
 
-def test_what_is_nothing_for_json_leaves_no_file(tmp_path):
-    with pytest.raises(TypeError, match="set is nothing that JSON knows"):
-        files.write_json_pieces(tmp_path / "a.json", {"a": {1}})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        files.write_json_pieces(tmp_path / "a.json", {"a": [float("nan")]})
-    assert not list(tmp_path.iterdir())
-
-
 def test_writing_a_report_takes_a_list_at_a_time(tmp_path):
     def work(report):
         files.write_json_pieces(tmp_path / "a.json", {"reports": [report]})  # once, so that what is imported is there
