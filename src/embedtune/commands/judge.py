@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embedtune import recipes
-from embedtune.commands.judge_drift import Texts, find_drift, told
+from embedtune.commands.judge_drift import JudgedTexts, find_drift, told
 from embedtune.commands.judge_heads import has_heads, judge_heads
 from embedtune.commands.shape import Command, Output, Talk, models_first, refuse_existing, table
 from embedtune.errors import UserError
@@ -114,7 +114,7 @@ def judge(command: Judge, talk: Talk) -> Output:
                 lines += _changed(reports[0][0], mine[0], main, data.retrieval, command.examples)
             entry[encoder.name] = {"verdict": word, "changes": {k: vars(c) for k, c in changes.items()}}
         found.append(entry)
-    texts = {name: Texts(data) for name, data in zip(command.data, sets)}
+    texts = {name: JudgedTexts(data) for name, data in zip(command.data, sets)}
     drifts = find_drift(encoders, texts, talk.note, models=not command.exam)
     lines += drifts.lines()
     lines += [f"{e.name}: {usage}" for e in encoders if (usage := getattr(e, "usage", None))]

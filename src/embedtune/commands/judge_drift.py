@@ -56,7 +56,7 @@ def told(command: Any, lines: list[str], found: list[dict[str, Any]], drifts: Dr
 
 
 @dataclass(frozen=True)
-class Texts:
+class JudgedTexts:
     """The texts of data that is judged on, read anew each time they are iterated."""
 
     judged: Any

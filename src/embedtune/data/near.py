@@ -8,7 +8,8 @@ by form letters only.
 
 What is known of the rows lies in files without a name, as the shingles do (see `shingles`), and what must be sorted is
 parted by its hash first. So beside a table of at most 32 MiB there stand in memory some blocks and parts, whose size
-does not depend on how many rows there are; `components` and `repeated` hold what they give, too.
+does not depend on how many rows there are, and where the parts begin (under a MB for ten million rows; see `Parted`).
+`components` and `repeated` hold what they give, too, and `repeated` some numbers for each of its own rows.
 """
 
 from __future__ import annotations
